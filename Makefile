@@ -1,0 +1,54 @@
+# Needs make and Python 3.11 or newer; everything else is fetched, pinned by version and hash.
+
+PYTHON ?= python3
+UV := .tools/bin/uv
+BIN := .venv/bin
+# The second stamp is written last, so an interrupted setup is taken up again.
+TOOLS := .tools/.done
+VENV := .venv/.done
+
+export UV_PYTHON_DOWNLOADS := never
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV) ## Install the bot and its tools into .venv
+
+demo: $(VENV) ## See a cancel from /cancel to the summary, without Slack or Upbit accounts
+	@$(BIN)/bot demo
+
+test: $(VENV) ## Run the tests and measure the branches they take
+	$(BIN)/pytest --cov --cov-report=term --cov-fail-under=95
+
+check: $(VENV) ## Lint, check types and who imports whom, lint the Dockerfile
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+
+lock: $(TOOLS) ## Write uv.lock anew after a change of pyproject.toml
+	$(UV) lock
+
+clean: ## Remove everything that make has made
+	rm -rf .venv .tools dist build .coverage .coverage.* .*_cache .hypothesis
+	find bot migrations tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(TOOLS): .ci/uv.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo '$(PYTHON) is missing or older than 3.11: install a newer one, or name one (make setup PYTHON=python3.13)'; \
+		exit 1; } >&2
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+		echo '$(PYTHON) comes without venv: install it (Debian and Ubuntu: python3-venv)'; exit 1; } >&2
+	@rm -rf .tools
+	@$(PYTHON) -m venv .tools
+	@.tools/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: \
+		--require-hashes -r .ci/uv.txt
+	@touch $@
+
+$(VENV): $(TOOLS) pyproject.toml uv.lock
+	$(UV) sync --quiet --frozen --all-extras --python .tools/bin/python
+	@touch $@

@@ -1,0 +1,188 @@
+"""The audit's chain: append to it, read it, verify it.
+
+Each event's hash covers the stored text of the event and the hash before it, so that an event cannot be altered,
+removed or put in between without every later hash changing. The head's row lock serialises the writers: the chain
+cannot fork. What a chain alone cannot show is a tail that was cut or rewritten with all its hashes.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection, Select, insert, select, update
+
+from bot.database.engine import Database
+from bot.database.schema import audit_events, audit_head
+from bot.domain.audit import (
+    GENESIS_HASH,
+    Action,
+    AuditEvent,
+    Json,
+    Reason,
+    canonical,
+    chain_hash,
+    columns,
+    timestamp,
+)
+
+_REPEATED: Final = tuple(
+    column.name for column in audit_events.columns if column.name not in {"entry", "prev_hash", "hash"}
+)
+"""The columns that the hashed text repeats."""
+
+READ_ROWS: Final = 1000
+"""Rows held in memory at a time."""
+
+
+class Chain:
+    """The end of the chain, locked for the length of a transaction."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        head = connection.execute(select(audit_head).with_for_update()).one()
+        self._seq: int = head.seq
+        self._hash: str = head.hash
+        self.occurred_at: datetime = head.occurred_at
+        self._appended = False
+
+    def append(self, event: AuditEvent, *, occurred_at: datetime) -> None:
+        """Write the event as the next one. `write_head` must follow in the same transaction."""
+        entry_columns = columns(event, seq=self._seq + 1, occurred_at=occurred_at)
+        entry = canonical(entry_columns)
+        entry_hash = chain_hash(self._hash, entry)
+        self._connection.execute(
+            insert(audit_events).values(
+                {
+                    **entry_columns,
+                    "occurred_at": occurred_at,
+                    "details": canonical(entry_columns["details"]),
+                    "entry": entry,
+                    "prev_hash": self._hash,
+                    "hash": entry_hash,
+                }
+            )
+        )
+        self._seq, self._hash, self.occurred_at, self._appended = self._seq + 1, entry_hash, occurred_at, True
+
+    def write_head(self) -> None:
+        """Make the last event appended here the end of the chain."""
+        if self._appended:
+            self._connection.execute(
+                update(audit_head).values(seq=self._seq, hash=self._hash, occurred_at=self.occurred_at)
+            )
+
+    def refusal_of_trigger(self, trigger_id: str) -> Reason | None:
+        """Why the command of this delivery was refused before, if it was."""
+        details = self._connection.execute(
+            select(audit_events.c.details)
+            .where(audit_events.c.trigger_id == trigger_id, audit_events.c.action == Action.COMMAND_REFUSED.value)
+            .limit(1)
+        ).scalar_one_or_none()
+        return None if details is None else Reason(json.loads(details)["reason"])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Filter:
+    """Which events to list; None stands for all."""
+
+    order_uuid: str | None = None
+    request_id: int | None = None
+    actor: str | None = None
+    market: str | None = None
+    action: str | None = None
+    outcome: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def narrow(self, query: Select[Any]) -> Select[Any]:
+        for name in ("order_uuid", "request_id", "actor", "market", "action", "outcome"):
+            wanted = getattr(self, name)
+            if wanted is not None:
+                query = query.where(audit_events.c[name] == wanted)
+        if self.since is not None:
+            query = query.where(audit_events.c.occurred_at >= self.since)
+        if self.until is not None:
+            query = query.where(audit_events.c.occurred_at < self.until)
+        return query
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verification:
+    """What a walk along the chain found. `fault` is None where all is well."""
+
+    events: int
+    head_seq: int
+    head_hash: str
+    fault: str | None = None
+
+
+class AuditLog:
+    """Reads the audit; writes nothing."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def list(self, wanted: Filter, *, limit: int, newest_first: bool = True) -> list[dict[str, Json]]:
+        """The events that fit, as their columns in JSON's types, without the canonical text."""
+        order = audit_events.c.seq.desc() if newest_first else audit_events.c.seq
+        query = wanted.narrow(select(audit_events)).order_by(order).limit(limit)
+        with self._database.read() as connection:
+            return [_to_json(row) for row in connection.execute(query).mappings()]
+
+    def verify(self) -> Verification:
+        """Walk the whole chain: hashes, sequence, and that each column says what the hashed text says."""
+        with self._database.read() as connection:
+            head = connection.execute(select(audit_head)).one_or_none()
+            seq, previous_hash = 0, GENESIS_HASH
+            for row in _stream(connection, select(audit_events).order_by(audit_events.c.seq)):
+                fault = _fault(row, expected_seq=seq + 1, previous_hash=previous_hash)
+                if fault is not None:
+                    return Verification(events=seq, head_seq=seq, head_hash=previous_hash, fault=fault)
+                seq, previous_hash = row["seq"], row["hash"]
+        if head is None:
+            fault = "the head of the chain is missing"
+        elif (head.seq, head.hash) != (seq, previous_hash):
+            fault = f"the chain ends at event {seq}, but its head says {head.seq}: events were removed or added"
+        else:
+            fault = None
+        return Verification(events=seq, head_seq=seq, head_hash=previous_hash, fault=fault)
+
+
+def _stream(connection: Connection, query: Select[Any]) -> Iterator[Any]:
+    result = connection.execution_options(yield_per=READ_ROWS).execute(query)
+    yield from result.mappings()
+
+
+def _fault(row: Any, *, expected_seq: int, previous_hash: str) -> str | None:
+    """What is wrong with this event, or None."""
+    seq = row["seq"]
+    if seq != expected_seq:
+        return f"event {expected_seq} is missing: the next one is {seq}"
+    if row["prev_hash"] != previous_hash:
+        return f"event {seq} does not follow the event before it: inserted, removed or reordered"
+    if row["hash"] != chain_hash(previous_hash, row["entry"]):
+        return f"event {seq} was altered: its hash does not fit its text"
+    try:
+        entry = json.loads(row["entry"])
+    except ValueError:
+        return f"event {seq} was altered: its text cannot be read"
+    for name, value in _columns_of(row).items():
+        if entry.get(name) != value:
+            return f"event {seq} was altered: column {name} differs from the hashed text"
+    return None
+
+
+def _columns_of(row: Any) -> dict[str, Json]:
+    """The columns that the hashed text repeats, in its own types."""
+    repeated = {name: row[name] for name in _REPEATED}
+    try:
+        details = json.loads(row["details"])
+    except ValueError:
+        details = row["details"]
+    return {**repeated, "occurred_at": timestamp(row["occurred_at"]), "details": details}
+
+
+def _to_json(row: Any) -> dict[str, Json]:
+    return {**_columns_of(row), "prev_hash": row["prev_hash"], "hash": row["hash"]}

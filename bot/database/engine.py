@@ -1,0 +1,217 @@
+"""The only place that knows SQLite from PostgreSQL."""
+
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, Final
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from bot.domain.errors import BotError, CommitInDoubt, NothingDone
+
+Clock = Callable[[Connection], datetime]
+"""Tells the time as the database sees it; asked once in a transaction, after its locks are held."""
+
+POOL_TIMEOUT_S: Final = 0.5
+CONNECT_TIMEOUT_S: Final = 1
+STATEMENT_TIMEOUT_MS: Final = 1500
+"""Together they keep what a listener waits for the database well inside Slack's three seconds."""
+
+POOL_SIZE: Final = 32
+"""16 listeners, 12 workers, the loop and a few to spare."""
+
+
+class DatabaseInUse(BotError):
+    """Another `bot run` holds this SQLite file."""
+
+
+class Database:
+    """An engine with the pragmas, time-outs and locks that the store relies on.
+
+    `clock` replaces the database's own clock in tests. `read_only` is for commands that only look.
+    """
+
+    def __init__(self, url: str, *, clock: Clock | None = None, read_only: bool = False) -> None:
+        self.url = make_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.engine = _sqlite_engine(url, read_only=read_only) if self.is_sqlite else _postgresql_engine(url)
+        self._clock = clock or (_sqlite_clock if self.is_sqlite else _postgresql_clock)
+        # SQLite lets one writer in at a time: waiting here is fair, waiting in SQLite is polling.
+        self._write_lock = threading.Lock() if self.is_sqlite else None
+
+    def now(self, connection: Connection) -> datetime:
+        """The database's time, in UTC."""
+        return self._clock(connection)
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One transaction that may write; committed at the end of the block.
+
+        Raises NothingDone if it failed before COMMIT, CommitInDoubt if COMMIT itself failed. What the block raises of
+        its own rolls back and comes out as it is.
+        """
+        with self._one_writer(), self._connection(writes=True) as connection:
+            try:
+                yield connection
+            except SQLAlchemyError as error:
+                _roll_back(connection)
+                raise NothingDone(_cause(error)) from None
+            except BaseException:
+                _roll_back(connection)
+                raise
+            try:
+                connection.commit()
+            except SQLAlchemyError as error:
+                with suppress(SQLAlchemyError):
+                    connection.invalidate()
+                raise CommitInDoubt(_cause(error)) from None
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One short transaction that only reads. Raises NothingDone if the database cannot be asked."""
+        with self._connection(writes=False) as connection:
+            try:
+                yield connection
+            except SQLAlchemyError as error:
+                raise NothingDone(_cause(error)) from None
+            finally:
+                _roll_back(connection)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    @contextmanager
+    def _one_writer(self) -> Iterator[None]:
+        if self._write_lock is None:
+            yield
+            return
+        if not self._write_lock.acquire(timeout=STATEMENT_TIMEOUT_MS / 1000):
+            raise NothingDone("write_lock_timeout")
+        try:
+            yield
+        finally:
+            self._write_lock.release()
+
+    @contextmanager
+    def _connection(self, *, writes: bool) -> Iterator[Connection]:
+        try:
+            connection = self.engine.connect()
+        except SQLAlchemyError as error:
+            raise NothingDone(_cause(error)) from None
+        with connection:
+            if writes and self.is_sqlite:
+                connection = connection.execution_options(sqlite_begin="IMMEDIATE")
+            try:
+                connection.begin()
+            except SQLAlchemyError as error:
+                raise NothingDone(_cause(error)) from None
+            yield connection
+
+
+def _roll_back(connection: Connection) -> None:
+    with suppress(SQLAlchemyError):
+        connection.rollback()
+
+
+def _cause(error: SQLAlchemyError) -> str:
+    """The driver's kind of error and its first line: no statement, no parameters."""
+    original = getattr(error, "orig", None) or error
+    lines = str(original).strip().splitlines() or [""]
+    return f"{type(original).__name__}: {lines[0]}"
+
+
+def _sqlite_engine(url: str, *, read_only: bool) -> Engine:
+    engine = create_engine(
+        url,
+        hide_parameters=True,
+        pool_size=POOL_SIZE,
+        max_overflow=0,
+        pool_timeout=POOL_TIMEOUT_S,
+        connect_args={"check_same_thread": False, "timeout": STATEMENT_TIMEOUT_MS / 1000},
+    )
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: object) -> None:
+        # pysqlite would begin only before the first INSERT; we begin ourselves, below.
+        connection.isolation_level = None
+        for pragma in (
+            f"busy_timeout = {STATEMENT_TIMEOUT_MS}",
+            "foreign_keys = ON",
+            "synchronous = FULL",
+            "query_only = ON" if read_only else "journal_mode = WAL",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        mode = connection.get_execution_options().get("sqlite_begin", "DEFERRED")
+        connection.exec_driver_sql(f"BEGIN {mode}")
+
+    return engine
+
+
+def _postgresql_engine(url: str) -> Engine:
+    return create_engine(
+        url,
+        hide_parameters=True,
+        pool_size=POOL_SIZE,
+        max_overflow=0,
+        pool_timeout=POOL_TIMEOUT_S,
+        pool_pre_ping=True,
+        isolation_level="READ COMMITTED",
+        connect_args={
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "application_name": "upbit-cancel-bot",
+            "options": f"-c lock_timeout={STATEMENT_TIMEOUT_MS} -c statement_timeout={STATEMENT_TIMEOUT_MS}"
+            " -c timezone=UTC -c idle_in_transaction_session_timeout=10000",
+        },
+    )
+
+
+def _sqlite_clock(connection: Connection) -> datetime:
+    stamp = connection.execute(text("SELECT strftime('%Y-%m-%dT%H:%M:%f', 'now')")).scalar_one()
+    return datetime.fromisoformat(stamp).replace(tzinfo=UTC)
+
+
+def _postgresql_clock(connection: Connection) -> datetime:
+    moment: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    return moment.astimezone(UTC)
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The absolute path of a SQLite file, None for PostgreSQL."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+        return None
+    return Path(parsed.database).absolute()
+
+
+class RunLock:
+    """Lets one `bot run` at a time use a SQLite file. The operating system releases it when the process is gone."""
+
+    def __init__(self, database_path: Path) -> None:
+        self._path = database_path.with_name(database_path.name + ".lock")
+        self._file: IO[str] | None = None
+
+    def acquire(self) -> None:
+        """Raises DatabaseInUse."""
+        file = self._path.open("a", encoding="ascii")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise DatabaseInUse(f"another `bot run` (see {self._path}) uses this database") from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        self._file = file
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None

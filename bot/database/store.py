@@ -1,0 +1,514 @@
+"""The requests in SQL: a change of state and its audit event in one transaction, and leases on the lanes."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, Table, Update, and_, func, insert, or_, select, update
+
+from bot.database.audit_log import Chain
+from bot.database.engine import Database
+from bot.database.schema import cancel_requests, decisions, notices
+from bot.domain.audit import SYSTEM, Action, Actor, AuditEvent, Json, Outcome, Reason
+from bot.domain.cancel_request import (
+    ENDED_STATES,
+    OPEN_STATES,
+    TRANSITIONS,
+    CanceledBy,
+    CancelRequest,
+    Decision,
+    DecisionKind,
+    State,
+    Verdict,
+)
+from bot.domain.errors import Overtaken
+from bot.domain.order import Order, dump_order, load_order
+from bot.workflow import NOTICE_LIFETIME, Command, Lane, Lease, Notice, NoticeKind
+
+LEASE: Final = timedelta(seconds=30)
+"""Longer than any step: a call to Upbit ends within 5 s, one to Slack within 10 s."""
+
+TIMER_SLACK: Final = timedelta(milliseconds=20)
+"""Timers fire a little early, and SQLite's clock counts milliseconds."""
+
+RESPONSE_URL_LIFETIME: Final = timedelta(minutes=25)
+"""Slack takes a response_url for 30 minutes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _LaneColumns:
+    due: str
+    leased_until: str
+    fence: str
+    attempts: str
+
+
+_LANES: Final = {
+    Lane.EXCHANGE: _LaneColumns(due="next_attempt_at", leased_until="leased_until", fence="fence", attempts="attempts"),
+    Lane.SLACK: _LaneColumns(
+        due="card_next_attempt_at",
+        leased_until="card_leased_until",
+        fence="card_fence",
+        attempts="card_attempts",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Due:
+    """What waits to be done: ids of requests in each lane, and of notices."""
+
+    exchange: tuple[int, ...]
+    slack: tuple[int, ...]
+    notices: tuple[int, ...]
+
+
+class SqlStore:
+    """The Store of `bot.workflow` on SQLite and PostgreSQL."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @contextmanager
+    def transaction(self, request_id: int | None = None, *, lease: Lease | None = None) -> Iterator["SqlTransaction"]:
+        with self._database.write() as connection:
+            # Lock order everywhere: the request's row, then the audit's head; the time is asked under both.
+            request = _select_request(connection, request_id, lock=True) if request_id is not None else None
+            chain = Chain(connection)
+            transaction = SqlTransaction(
+                connection, chain, request=request, lease=lease, now=self._database.now(connection)
+            )
+            yield transaction
+            chain.write_head()
+
+    def read(self, request_id: int) -> CancelRequest | None:
+        with self._database.read() as connection:
+            return _select_request(connection, request_id)
+
+    def request_of_trigger(self, trigger_id: str) -> int | None:
+        with self._database.read() as connection:
+            return _request_of_trigger(connection, trigger_id)
+
+    def lease(self, request_id: int, lane: Lane) -> Lease | None:
+        names = _LANES[lane]
+        with self._database.write() as connection:
+            now = self._database.now(connection)
+            fence = connection.execute(
+                update(cancel_requests)
+                .where(cancel_requests.c.id == request_id, _is_due(cancel_requests, names, now + TIMER_SLACK, now))
+                .values({names.leased_until: now + LEASE, names.fence: cancel_requests.c[names.fence] + 1})
+                .returning(cancel_requests.c[names.fence])
+            ).scalar_one_or_none()
+        return None if fence is None else Lease(request_id=request_id, lane=lane, fence=fence)
+
+    def release(self, lease: Lease, *, due_in_s: float | None, seen_revision: int) -> float | None:
+        names = _LANES[lease.lane]
+        table = cancel_requests
+        with self._database.write() as connection:
+            now = self._database.now(connection)
+            row = connection.execute(
+                select(table.c.revision)
+                .where(table.c.id == lease.request_id, table.c[names.fence] == lease.fence)
+                .with_for_update()
+            ).one_or_none()
+            if row is None:
+                return None
+            if row.revision != seen_revision:
+                due_in_s = 0.0
+            values: dict[str, Any] = {
+                names.leased_until: None,
+                names.due: None if due_in_s is None else now + timedelta(seconds=due_in_s),
+                names.attempts: 0 if due_in_s is None else table.c[names.attempts] + 1,
+            }
+            if lease.lane is Lane.SLACK and due_in_s is None:
+                values["card_shown_revision"] = seen_revision
+            connection.execute(update(table).where(table.c.id == lease.request_id).values(values))
+        return due_in_s
+
+    def lease_notice(self, notice_id: int) -> Notice | None:
+        table = notices
+        with self._database.write() as connection:
+            now = self._database.now(connection)
+            row = connection.execute(
+                update(table)
+                .where(
+                    table.c.id == notice_id,
+                    table.c.next_attempt_at <= now + TIMER_SLACK,
+                    or_(table.c.leased_until.is_(None), table.c.leased_until <= now),
+                )
+                .values(leased_until=now + LEASE, fence=table.c.fence + 1, attempts=table.c.attempts + 1)
+                .returning(*table.c)
+            ).one_or_none()
+            if row is None:
+                return None
+            if row.not_after <= now:
+                connection.execute(_end_notice(notice_id, given_up=True, at=None))
+                return None
+            request = _select_request(connection, row.request_id) if row.request_id is not None else None
+            usable_until = row.created_at + RESPONSE_URL_LIFETIME
+            return Notice(
+                id=row.id,
+                kind=NoticeKind(row.kind),
+                reason=Reason(row.reason) if row.reason else None,
+                user_id=row.user_id,
+                channel_id=row.channel_id,
+                message_ts=row.message_ts,
+                response_url=row.response_url if now < usable_until else None,
+                request=request,
+                attempts=row.attempts - 1,
+                created_at=row.created_at,
+                fence=row.fence,
+            )
+
+    def finish_notice(self, notice: Notice, *, given_up: bool) -> None:
+        with self._database.write() as connection:
+            at = None if given_up else self._database.now(connection)
+            connection.execute(_end_notice(notice.id, given_up=given_up, at=at))
+
+    def postpone_notice(self, notice: Notice, *, due_in_s: float) -> None:
+        with self._database.write() as connection:
+            due = self._database.now(connection) + timedelta(seconds=due_in_s)
+            connection.execute(
+                update(notices)
+                .where(notices.c.id == notice.id, notices.c.fence == notice.fence)
+                .values(leased_until=None, next_attempt_at=due)
+            )
+
+    def due(self, *, limit: int) -> Due:
+        """What is due now in each lane, the longest waiting first, `limit` of each at most."""
+        with self._database.read() as connection:
+            now = self._database.now(connection)
+            lanes = {lane: _due_ids(connection, cancel_requests, names, now, limit) for lane, names in _LANES.items()}
+            due_notices = _due_ids(connection, notices, _LANES[Lane.EXCHANGE], now, limit)
+        return Due(exchange=lanes[Lane.EXCHANGE], slack=lanes[Lane.SLACK], notices=due_notices)
+
+
+class SqlTransaction:
+    """The Transaction of `bot.workflow`: one connection that holds the row and the head."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        chain: Chain,
+        *,
+        request: CancelRequest | None,
+        lease: Lease | None,
+        now: datetime,
+    ) -> None:
+        self._connection = connection
+        self._chain = chain
+        self._request = request
+        self._lease = lease
+        self.now = max(now, chain.occurred_at)
+
+    @property
+    def request(self) -> CancelRequest | None:
+        return self._request
+
+    def request_of_trigger(self, trigger_id: str) -> int | None:
+        return _request_of_trigger(self._connection, trigger_id)
+
+    def refusal_of_trigger(self, trigger_id: str) -> Reason | None:
+        return self._chain.refusal_of_trigger(trigger_id)
+
+    def open_request_of_order(self, order_uuid: str) -> CancelRequest | None:
+        found = self._connection.execute(
+            select(cancel_requests.c.id).where(cancel_requests.c.order_uuid == order_uuid, _is_open())
+        ).scalar_one_or_none()
+        return None if found is None else _select_request(self._connection, found)
+
+    def count_open_requests_of(self, requester_id: str) -> int:
+        return self._connection.execute(
+            select(func.count())
+            .select_from(cancel_requests)
+            .where(cancel_requests.c.requester_id == requester_id, _is_open())
+        ).scalar_one()
+
+    def create(self, command: Command) -> CancelRequest:
+        assert command.order_uuid is not None
+        _, state = TRANSITIONS[Action.REQUEST_CREATED]
+        request_id = self._connection.execute(
+            insert(cancel_requests)
+            .values(
+                order_uuid=command.order_uuid,
+                state=state.value,
+                requester_id=command.requester.id,
+                requester_name=command.requester.name,
+                reason=command.reason,
+                team_id=command.team_id,
+                channel_id=command.channel_id,
+                trigger_id=command.trigger_id,
+                response_url=command.response_url,
+                created_at=self.now,
+                next_attempt_at=self.now,
+            )
+            .returning(cancel_requests.c.id)
+        ).scalar_one()
+        self._request = request = self._reread(request_id)
+        self._append(
+            Action.REQUEST_CREATED,
+            request,
+            actor=command.requester,
+            reason=command.reason,
+            trigger_id=command.trigger_id,
+        )
+        return request
+
+    def move(  # noqa: PLR0913 - see Transaction
+        self,
+        action: Action,
+        *,
+        actor: Actor = SYSTEM,
+        outcome: Outcome = Outcome.OK,
+        details: dict[str, Json] | None = None,
+        trigger_id: str | None = None,
+        due_in_s: float | None = None,
+        **changes: Any,
+    ) -> CancelRequest:
+        request = self._present()
+        target = request.after(action)
+        sources, _ = TRANSITIONS[action]
+        values = {**changes, "state": target.value, "card_next_attempt_at": self.now, "card_attempts": 0}
+        if target in ENDED_STATES:
+            values["next_attempt_at"] = None
+        elif due_in_s is not None:
+            values["next_attempt_at"] = self.now + timedelta(seconds=due_in_s)
+        moved = self._update(values, cancel_requests.c.state.in_([source.value for source in sources]))
+        facts: dict[str, Json] = {"state": target.value, **(details or {})}
+        self._append(action, moved, actor=actor, outcome=outcome, details=facts, trigger_id=trigger_id)
+        return moved
+
+    def record(  # noqa: PLR0913 - see Transaction
+        self,
+        action: Action,
+        *,
+        actor: Actor = SYSTEM,
+        outcome: Outcome = Outcome.OK,
+        details: dict[str, Json] | None = None,
+        trigger_id: str | None = None,
+        team_id: str | None = None,
+        channel_id: str | None = None,
+        order_uuid: str | None = None,
+        reason: str | None = None,
+        **changes: Any,
+    ) -> None:
+        assert action not in TRANSITIONS
+        if changes:
+            self.change(**changes)
+        if self._request is not None:
+            self._append(
+                action,
+                self._request,
+                actor=actor,
+                outcome=outcome,
+                details=details or {},
+                trigger_id=trigger_id,
+                channel_id=channel_id,
+            )
+            return
+        self._chain.append(
+            AuditEvent(
+                action=action,
+                outcome=outcome,
+                actor=actor,
+                order_uuid=order_uuid,
+                team_id=team_id,
+                channel_id=channel_id,
+                reason=reason,
+                trigger_id=trigger_id,
+                details=details or {},
+            ),
+            occurred_at=self.now,
+        )
+
+    def decide(self, kind: DecisionKind, actor: Actor) -> None:
+        request = self._present()
+        self._connection.execute(
+            insert(decisions).values(
+                request_id=request.id,
+                kind=kind.value,
+                actor_id=actor.id,
+                actor_name=actor.name,
+                actor_team=actor.team_id,
+                decided_at=self.now,
+            )
+        )
+        self._request = self._reread(request.id)
+
+    def change(self, *, redraw: bool = False, **changes: Any) -> None:
+        request = self._present()
+        if redraw:
+            self._update({**changes, "card_next_attempt_at": self.now})
+            return
+        self._execute(update(cancel_requests).where(*self._guard()).values(_to_sql(changes)))
+        self._request = self._reread(request.id)
+
+    def tell(self, notice: Notice) -> None:
+        request_id = self._request.id if self._request is not None else None
+        if notice.kind is NoticeKind.STILL_READING and self._is_told(request_id, notice.kind):
+            return
+        self._connection.execute(
+            insert(notices).values(
+                request_id=request_id,
+                kind=notice.kind.value,
+                reason=notice.reason.value if notice.reason is not None else None,
+                user_id=notice.user_id,
+                channel_id=notice.channel_id,
+                message_ts=notice.message_ts,
+                response_url=notice.response_url,
+                created_at=self.now,
+                not_after=self.now + NOTICE_LIFETIME[notice.kind],
+                next_attempt_at=self.now,
+            )
+        )
+
+    def _is_told(self, request_id: int | None, kind: NoticeKind) -> bool:
+        told = self._connection.execute(
+            select(notices.c.id).where(notices.c.request_id == request_id, notices.c.kind == kind.value).limit(1)
+        )
+        return told.first() is not None
+
+    def _append(  # noqa: PLR0913 - one event has that many facts
+        self,
+        action: Action,
+        request: CancelRequest,
+        *,
+        actor: Actor,
+        outcome: Outcome = Outcome.OK,
+        details: Mapping[str, Json] | None = None,
+        trigger_id: str | None = None,
+        channel_id: str | None = None,
+        reason: str | None = None,
+    ) -> None:
+        self._chain.append(
+            AuditEvent(
+                action=action,
+                outcome=outcome,
+                actor=actor,
+                request_id=request.id,
+                order_uuid=request.order_uuid,
+                market=request.market,
+                team_id=request.team_id,
+                channel_id=channel_id or request.card_channel_id or request.channel_id,
+                reason=reason,
+                trigger_id=trigger_id,
+                details=details or {},
+            ),
+            occurred_at=self.now,
+        )
+
+    def _present(self) -> CancelRequest:
+        assert self._request is not None, "this transaction locked no request"
+        return self._request
+
+    def _guard(self) -> list[ColumnElement[bool]]:
+        request = self._present()
+        conditions = [cancel_requests.c.id == request.id, cancel_requests.c.revision == request.revision]
+        if self._lease is not None:
+            conditions.append(cancel_requests.c[_LANES[self._lease.lane].fence] == self._lease.fence)
+        return conditions
+
+    def _update(self, changes: dict[str, Any], *conditions: ColumnElement[bool]) -> CancelRequest:
+        values = {**_to_sql(changes), "revision": cancel_requests.c.revision + 1}
+        self._execute(update(cancel_requests).where(*self._guard(), *conditions).values(values))
+        self._request = request = self._reread(self._present().id)
+        return request
+
+    def _execute(self, statement: Update) -> None:
+        if self._connection.execute(statement).rowcount != 1:
+            raise Overtaken(f"request {self._present().id} has moved on")
+
+    def _reread(self, request_id: int) -> CancelRequest:
+        request = _select_request(self._connection, request_id)
+        assert request is not None
+        return request
+
+
+def _is_open() -> ColumnElement[bool]:
+    # Literals, not parameters: only then does SQLite see that the partial index fits.
+    return cancel_requests.c.state.in_(sorted(state.value for state in OPEN_STATES))
+
+
+def _is_due(table: Table, names: _LaneColumns, due_by: datetime, now: datetime) -> ColumnElement[bool]:
+    leased_until = table.c[names.leased_until]
+    return and_(table.c[names.due] <= due_by, or_(leased_until.is_(None), leased_until <= now))
+
+
+def _due_ids(connection: Connection, table: Table, names: _LaneColumns, now: datetime, limit: int) -> tuple[int, ...]:
+    due = select(table.c.id).where(_is_due(table, names, now, now)).order_by(table.c[names.due]).limit(limit)
+    return tuple(connection.execute(due).scalars())
+
+
+def _end_notice(notice_id: int, *, given_up: bool, at: datetime | None) -> Update:
+    """The response_url is a key to the person's screen: it goes with the notice."""
+    return (
+        update(notices)
+        .where(notices.c.id == notice_id)
+        .values(sent_at=at, given_up=given_up, next_attempt_at=None, leased_until=None, response_url=None)
+    )
+
+
+def _request_of_trigger(connection: Connection, trigger_id: str) -> int | None:
+    return connection.execute(
+        select(cancel_requests.c.id).where(cancel_requests.c.trigger_id == trigger_id)
+    ).scalar_one_or_none()
+
+
+def _select_request(connection: Connection, request_id: int, *, lock: bool = False) -> CancelRequest | None:
+    query = select(cancel_requests).where(cancel_requests.c.id == request_id)
+    row = connection.execute(query.with_for_update() if lock else query).mappings().one_or_none()
+    if row is None:
+        return None
+    made = connection.execute(
+        select(decisions).where(decisions.c.request_id == request_id).order_by(decisions.c.id)
+    ).mappings()
+    return _from_row(row, tuple(_decision(decision) for decision in made))
+
+
+_TEXT_LISTS: Final = {"approvers"}
+_ORDERS: Final = {"order", "order_now"}
+
+
+def _to_sql(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes in the domain's types as the columns hold them."""
+    return {name: _value_to_sql(name, value) for name, value in changes.items()}
+
+
+def _value_to_sql(name: str, value: Any) -> Any:
+    if name in _ORDERS and isinstance(value, Order):
+        return dump_order(value)
+    return ",".join(value) if name in _TEXT_LISTS else value
+
+
+def _decision(row: RowMapping) -> Decision:
+    return Decision(
+        kind=DecisionKind(row["kind"]),
+        actor=Actor(id=row["actor_id"], name=row["actor_name"], team_id=row["actor_team"]),
+        decided_at=row["decided_at"],
+    )
+
+
+_SAME_NAME: Final = tuple(
+    name
+    for name in CancelRequest.__dataclass_fields__
+    if name in cancel_requests.c
+    and name not in {"state", "order", "order_now", "approvers", "said_state", "canceled_by", "settled_verdict"}
+)
+
+
+def _from_row(row: RowMapping, made: tuple[Decision, ...]) -> CancelRequest:
+    plain = {name: row[name] for name in _SAME_NAME}
+    return CancelRequest(
+        **plain,
+        state=State(row["state"]),
+        requester=Actor(id=row["requester_id"], name=row["requester_name"], team_id=row["team_id"]),
+        order=load_order(row["order"]) if row["order"] else None,
+        order_now=load_order(row["order_now"]) if row["order_now"] else None,
+        approvers=tuple(row["approvers"].split(",")) if row["approvers"] else (),
+        said_state=State(row["said_state"]) if row["said_state"] else None,
+        canceled_by=CanceledBy(row["canceled_by"]) if row["canceled_by"] else None,
+        settled_verdict=Verdict(row["settled_verdict"]) if row["settled_verdict"] else None,
+        decisions=made,
+    )

@@ -1,0 +1,157 @@
+"""The audit: every action there is, the event that records one, and the hash that chains events.
+
+An event is kept as canonical JSON text, and that stored text is what is hashed:
+the hash is SHA-256 over the hash before, a newline and the entry. The text equals RFC 8785 for what we put in it: text, whole numbers,
+booleans, null, lists and objects with ASCII keys, and never a float.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Final
+
+Json = str | int | bool | list["Json"] | dict[str, "Json"] | None
+
+GENESIS_HASH: Final = "0" * 64
+"""`prev_hash` of the first event."""
+
+
+class Action(StrEnum):
+    """Every action. The comment says what it does to a request's state; a test compares it with TRANSITIONS."""
+
+    REQUEST_CREATED = "request.created"  #: (none) -> requested
+    REQUEST_OPENED = "request.opened"  #: requested -> pending
+    REQUEST_REFUSED = "request.refused"  #: requested, pending -> refused
+    REQUEST_APPROVED = "request.approved"  #: pending -> approved
+    REQUEST_DENIED = "request.denied"  #: pending -> denied
+    REQUEST_EXPIRED = "request.expired"  #: pending -> expired
+    REQUEST_LAPSED = "request.lapsed"  #: approved -> lapsed
+    CANCEL_SENT = "cancel.sent"  #: approved -> sending
+    CANCEL_UNSENT = "cancel.unsent"  #: sending -> approved
+    CANCEL_ACCEPTED = "cancel.accepted"  #: sending -> accepted
+    CANCEL_REJECTED = "cancel.rejected"  #: sending -> rejected
+    ORDER_OPEN = "order.open"  #: sending -> approved
+    ORDER_CANCELED = "order.canceled"  #: sending, accepted, unresolved -> canceled
+    ORDER_FILLED = "order.filled"  #: sending, accepted, unresolved -> filled
+    OUTCOME_UNRESOLVED = "outcome.unresolved"  #: sending, accepted -> unresolved
+    CANCEL_FAILED = "cancel.failed"  #: sending, accepted, unresolved -> failed
+    OUTCOME_SETTLED = "outcome.settled"  #: unresolved -> settled
+
+    COMMAND_REFUSED = "command.refused"  #: moves nothing
+    APPROVAL_REFUSED = "approval.refused"  #: moves nothing
+    CANCEL_UNANSWERED = "cancel.unanswered"  #: moves nothing
+    CANCEL_DOUBTED = "cancel.doubted"  #: moves nothing
+    CANCEL_ANSWERED_LATE = "cancel.answered_late"  #: moves nothing
+    SUMMARY_POSTED = "summary.posted"  #: moves nothing
+
+
+class Outcome(StrEnum):
+    OK = "ok"
+    REFUSED = "refused"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+class Reason(StrEnum):
+    """Why something was refused or ended: the auditor's words, in `details.reason`."""
+
+    # A command that makes no request
+    USAGE = "usage"  # no uuid, or more than one
+    NOT_A_UUID = "not_a_uuid"
+    NOT_A_REQUESTER = "not_a_requester"
+    OTHER_WORKSPACE = "other_workspace"
+    ORDER_HAS_OPEN_REQUEST = "order_has_open_request"
+    TOO_MANY_OPEN_REQUESTS = "too_many_open_requests"
+
+    # A request that is refused before anybody could approve it
+    ORDER_NOT_FOUND = "order_not_found"
+    ALREADY_DONE = "already_done"
+    ALREADY_CANCELED = "already_canceled"
+    NOT_OPEN = "not_open"  # a state that Upbit has not documented
+    KEY_LACKS_VIEW = "key_lacks_view"
+    EXCHANGE_REFUSED = "exchange_refused"
+    EXCHANGE_UNREACHABLE = "exchange_unreachable"
+    CANNOT_POST = "cannot_post"
+    NOBODY_CAN_APPROVE = "nobody_can_approve"
+
+    # A click that does not count
+    NOT_AN_APPROVER = "not_an_approver"
+    OWN_REQUEST = "own_request"
+    UNKNOWN_REQUEST = "unknown_request"
+    UNKNOWN_BUTTON = "unknown_button"
+    NOT_YET_PENDING = "not_yet_pending"
+    ALREADY_DECIDED = "already_decided"
+    EXPIRED = "expired"
+
+    # A cancel that did not go as hoped
+    TOO_LATE_TO_SEND = "too_late_to_send"
+    STILL_OPEN = "still_open"
+    NOTHING_CERTAIN = "nothing_certain"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Actor:
+    """Who did it: a person in Slack, the bot itself, or somebody at the bot's command line."""
+
+    id: str  #: Slack user id, `system`, or `cli:<login>`
+    name: str = ""  #: as Slack gave it at the time
+    team_id: str = ""  #: the workspace the person belongs to, which in a shared channel need not be ours
+
+
+SYSTEM: Final = Actor(id="system")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuditEvent:
+    """One thing that happened or was refused. `team_id` and `channel_id` say where."""
+
+    action: Action
+    outcome: Outcome = Outcome.OK
+    actor: Actor = SYSTEM
+    request_id: int | None = None
+    order_uuid: str | None = None
+    market: str | None = None
+    team_id: str | None = None
+    channel_id: str | None = None
+    reason: str | None = None  #: why, in the words of the person who asked
+    trigger_id: str | None = None  #: Slack's id of the delivery
+    details: Mapping[str, Json] = field(default_factory=dict)
+
+
+def timestamp(moment: datetime) -> str:
+    """The one way a time is written: UTC, microseconds, `2026-11-23T09:00:00.000000Z`."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def columns(event: AuditEvent, *, seq: int, occurred_at: datetime) -> dict[str, Json]:
+    """The event's columns, as the entry holds them."""
+    return {
+        "seq": seq,
+        "occurred_at": timestamp(occurred_at),
+        "action": event.action.value,
+        "outcome": event.outcome.value,
+        "actor": event.actor.id,
+        "actor_name": event.actor.name,
+        "actor_team": event.actor.team_id,
+        "request_id": event.request_id,
+        "order_uuid": event.order_uuid,
+        "market": event.market,
+        "team_id": event.team_id,
+        "channel_id": event.channel_id,
+        "reason": event.reason,
+        "trigger_id": event.trigger_id,
+        "details": dict(event.details),
+    }
+
+
+def canonical(value: Json) -> str:
+    """JSON text that is the same for the same value, whoever writes it (RFC 8785 for values without floats)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def chain_hash(prev_hash: str, entry: str) -> str:
+    """SHA-256, in hex, over the previous event's hash and this event's stored text."""
+    return hashlib.sha256(f"{prev_hash}\n{entry}".encode()).hexdigest()

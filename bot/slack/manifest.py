@@ -1,0 +1,67 @@
+"""The Slack app's manifest: what the app may do, and where Slack finds it.
+
+https://docs.slack.dev/reference/app-manifest
+"""
+
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+SLACK_PATH: Final = "/slack/events"
+
+SCOPES: Final = (
+    "chat:write",  # cards, summaries, private answers
+    "chat:write.public",  # cards in public channels that nobody invited the bot to
+    "commands",  # /cancel
+    "im:write",  # direct messages, the last way to tell somebody something privately
+)
+
+
+def manifest(*, socket_mode: bool, request_url: str | None = None) -> dict[str, Any]:
+    """The manifest of an app that Slack reaches over Socket Mode, or over HTTP at `request_url`.
+
+    `request_url` may be just the host's address: Slack's path is added then.
+    """
+    if socket_mode != (request_url is None):
+        raise ValueError("either Socket Mode or a request URL, not both and not neither")
+    where = {} if request_url is None else {"url": _with_path(request_url)}
+    return {
+        "display_information": {
+            "name": "Upbit cancel bot",
+            "description": "Cancels orders on the Upbit exchange, with approval and an audit.",
+            "background_color": "#093687",
+        },
+        "features": {
+            # With the tab off Slack refuses the bot's direct messages. The bot does not read what is written there.
+            "app_home": {
+                "home_tab_enabled": False,
+                "messages_tab_enabled": True,
+                "messages_tab_read_only_enabled": True,
+            },
+            "bot_user": {"display_name": "upbit-cancel-bot", "always_online": True},
+            "slash_commands": [
+                {
+                    "command": "/cancel",
+                    **where,
+                    "description": "Ask for an Upbit order to be canceled",
+                    "usage_hint": "<order uuid> [reason]",
+                    "should_escape": False,
+                }
+            ],
+        },
+        "oauth_config": {"scopes": {"bot": list(SCOPES)}},
+        "settings": {
+            "interactivity": {"is_enabled": True, **{f"request_{name}": url for name, url in where.items()}},
+            "org_deploy_enabled": False,
+            "socket_mode_enabled": socket_mode,
+            "token_rotation_enabled": False,
+        },
+    }
+
+
+def _with_path(address: str) -> str:
+    url = urlsplit(address)
+    if url.scheme != "https" or not url.hostname or url.query or url.fragment or url.username is not None:
+        raise ValueError("Slack needs a public address, such as https://bot.example.com/slack/events")
+    if url.path not in {"", "/", SLACK_PATH}:
+        raise ValueError(f"the bot listens at {SLACK_PATH}: leave the path out, or let it be this one")
+    return f"https://{url.netloc}{SLACK_PATH}"

@@ -1,0 +1,1041 @@
+"""Every sentence and block that the bot shows. Pure: a function per sentence, no I/O, no clock.
+
+What a person typed or the exchange sent never stands bare: it is escaped and cut, and stands in a code span
+(`literal`), where Slack formats, links and mentions nothing; only words of a harmless shape (`BTC`, `KRW-BTC`) go
+without.
+
+https://docs.slack.dev/messaging/formatting-message-text
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, Final
+
+from bot.domain.audit import Reason
+from bot.domain.cancel_request import CanceledBy, CancelRequest, Decision, DecisionKind, State, Verdict
+from bot.domain.order import Order, OrderState
+
+ACTION_APPROVE: Final = "approve"
+ACTION_DENY: Final = "deny"
+EVENT_TYPE: Final = "cancel_request"
+
+# Slack's limits: https://docs.slack.dev/reference/block-kit/blocks and …/composition-objects
+HEADER_CHARS: Final = 150
+SECTION_CHARS: Final = 3000
+FIELDS: Final = 10  # fields of one section
+CONFIRM_TITLE_CHARS: Final = 100
+CONFIRM_CHARS: Final = 300
+TEXT_CHARS: Final = 4000  # what Slack advises for `text`: https://docs.slack.dev/reference/methods/chat.postMessage
+
+# Our own: what still reads well
+REASON_CHARS: Final = 1000
+WORD_CHARS: Final = 200
+NAMES_SHOWN: Final = 12
+
+Block = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """What `chat.postMessage` and `chat.update` take; `text` is the notification and what a screen reader reads."""
+
+    text: str
+    blocks: list[Block]
+    metadata: dict[str, Any] | None = None
+
+
+# --- Small pieces ---------------------------------------------------------------------------------------------------
+
+
+def escape(text: str) -> str:
+    """Text that can neither ping, link nor leave its place: one line, nothing invisible, no backtick.
+
+    Controls, bidi overrides, zero-width characters and lone surrogates become �, so that a reader sees them.
+    """
+    one_line = " ".join(text.split())
+    visible = "".join("\ufffd" if unicodedata.category(char) in _INVISIBLE else char for char in one_line)
+    return visible.replace("`", "'").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+_INVISIBLE: Final = frozenset({"Cc", "Cf", "Cs", "Co"})
+
+
+def cut(text: str, limit: int) -> str:
+    """The text within the limit, a mark where something is missing, and no escaped character cut in half."""
+    if _size(text) <= limit:
+        return text
+    kept = text.encode("utf-16-le", "replace")[: 2 * (limit - 1)].decode("utf-16-le", "ignore")
+    if kept.rfind("&") > kept.rfind(";"):
+        kept = kept[: kept.rfind("&")]
+    return kept.rstrip() + "…"
+
+
+def _size(text: str) -> int:
+    """The length with an emoji as two: Slack does not say how it counts them."""
+    return len(text.encode("utf-16-le", "replace")) // 2
+
+
+def literal(text: str, limit: int = WORD_CHARS) -> str:
+    """Foreign text as it was typed or sent, in a code span."""
+    return f"`{cut(escape(text), limit) or '(empty)'}`"
+
+
+def word(text: str) -> str:
+    """A foreign word, bare where its shape is harmless."""
+    return text if _HARMLESS.fullmatch(text) else literal(text)
+
+
+_HARMLESS: Final = re.compile(r"(?=.{1,40}\Z)[A-Za-z0-9]+(?:[-_][A-Za-z0-9]+)*", re.ASCII)
+
+
+def mention(user_id: str) -> str:
+    """A person or a user group by id; an actor that is not in Slack (`cli:<login>`) by its own name."""
+    if _PERSON.fullmatch(user_id):
+        return f"<@{user_id}>"
+    return f"<!subteam^{user_id}>" if _GROUP.fullmatch(user_id) else literal(user_id)
+
+
+_PERSON: Final = re.compile(r"[UW][A-Z0-9]{1,30}", re.ASCII)
+_GROUP: Final = re.compile(r"S[A-Z0-9]{1,30}", re.ASCII)
+
+
+def channel(channel_id: str) -> str:
+    """A channel by id; Slack has no name to show for a direct message (`D…`)."""
+    if _CHANNEL.fullmatch(channel_id):
+        return "this direct message" if channel_id.startswith("D") else f"<#{channel_id}>"
+    return literal(channel_id)
+
+
+_CHANNEL: Final = re.compile(r"[CDG][A-Z0-9]{1,30}", re.ASCII)
+
+
+def when(moment: datetime) -> str:
+    """The moment in the reader's own time zone, in UTC where a client cannot do that."""
+    fallback = moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"<!date^{int(moment.timestamp())}^{{date_short_pretty}} {{time}}|{fallback}>"
+
+
+def amount(value: Decimal | None, currency: str) -> str:
+    """Every digit there is, thousands separated, no trailing zeros, never 1E+8."""
+    if value is None:
+        return "not known"
+    digits = format(value, ",f")
+    if "." in digits:
+        digits = digits.rstrip("0").rstrip(".")
+    digits = "0" if digits == "-0" else digits
+    return f"{digits} {word(currency)}" if currency else digits
+
+
+def permalink(workspace_url: str, channel_id: str, ts: str) -> str:
+    """A message's address, from the `url` of auth.test; the same as chat.getPermalink gives, without asking."""
+    return f"{workspace_url.rstrip('/')}/archives/{channel_id}/p{ts.replace('.', '')}"
+
+
+def _link(url: str | None, label: str) -> str:
+    """The label, linked where there is an address that can be linked."""
+    return f"<{url.replace('&', '&amp;')}|{label}>" if url and _URL.fullmatch(url) else label
+
+
+_URL: Final = re.compile(r"https?://[^\s<>|`]{1,500}", re.ASCII)
+
+
+def _listed(items: Iterable[str]) -> str:
+    """The items once each, the first twelve of a long list."""
+    unique = list(dict.fromkeys(items))
+    more = len(unique) - NAMES_SHOWN
+    return ", ".join(unique[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _people(user_ids: Iterable[str]) -> str:
+    return _listed(mention(user_id) for user_id in user_ids)
+
+
+def _approvals(count: int) -> str:
+    return "1 approval" if count == 1 else f"{count} approvals"
+
+
+def _typed_command(request: CancelRequest) -> str:
+    return f"`/cancel {cut(escape(request.order_uuid), WORD_CHARS)}`"
+
+
+# --- What /cancel answers at once, to the person who typed it -------------------------------------------------------
+
+
+def usage() -> str:
+    return (
+        "Type `/cancel &lt;uuid&gt; [reason]` to ask for an order at Upbit to be canceled: the order's uuid, then, if "
+        "you like, why. For example `/cancel cdd92199-2897-4e14-9448-f923320408ad wrong price`. The order is "
+        "canceled only after somebody who may approve has agreed."
+    )
+
+
+def command_refused(
+    reason: Reason,
+    *,
+    open_request: CancelRequest | None = None,
+    link: str | None = None,
+    text: str = "",
+    limit: int | None = None,
+) -> str:
+    """Why a command made no request. `text` is what was typed, `link` leads to the card of the open request."""
+    sentences = {
+        Reason.USAGE: usage(),
+        Reason.NOT_A_UUID: _not_a_uuid(text),
+        Reason.NOT_A_REQUESTER: _not_a_requester(),
+        Reason.OTHER_WORKSPACE: _from_another_workspace(),
+        Reason.ORDER_HAS_OPEN_REQUEST: _order_has_open_request(open_request, link),
+        Reason.TOO_MANY_OPEN_REQUESTS: _too_many_open_requests(limit),
+    }
+    return sentences.get(reason) or f"This was refused ({word(reason)}), and nothing was done. {_ASK_WHY}"
+
+
+_ASK_WHY: Final = "Ask whoever runs this bot why."
+
+
+def _not_a_uuid(text: str) -> str:
+    typed = f"{literal(text, 100)} is" if text.strip() else "That is"
+    return (
+        f"{typed} not the uuid of an order, so nothing was done. A uuid looks like "
+        "`cdd92199-2897-4e14-9448-f923320408ad`: copy it from Upbit and type `/cancel &lt;uuid&gt; [reason]`."
+    )
+
+
+def _not_a_requester() -> str:
+    return (
+        "You may not ask for a cancel here, so nothing was done. Whoever runs this bot can add you to the people who "
+        "may ask (`REQUESTERS`)."
+    )
+
+
+def _from_another_workspace() -> str:
+    return (
+        "This bot works for people of its own workspace only, and you belong to another one. Nothing was done; ask "
+        "somebody of this workspace to type the command."
+    )
+
+
+def _order_has_open_request(open_request: CancelRequest | None, link: str | None) -> str:
+    if open_request is None:
+        return "Somebody has already asked for this order, and that is still open. Nothing new was done; use its card."
+    asked = f"{mention(open_request.requester.id)} has already asked for this order to be canceled"
+    return f"{asked}: {_link(link, f'request #{open_request.id}')} is still open. Nothing new was done; use its card."
+
+
+def _too_many_open_requests(limit: int | None) -> str:
+    most = f"{limit} open requests, the most" if limit is not None else "as many open requests as"
+    return f"You have {most} that one person may have. Nothing was done; try again when some of them have ended."
+
+
+def recorded(request_id: int) -> str:
+    return f"Request #{request_id} is recorded; reading the order…"
+
+
+def nothing_was_done() -> str:
+    return (
+        "This could not be written down, so nothing was done. Try again in a minute; if it stays so, tell whoever "
+        "runs this bot."
+    )
+
+
+def in_doubt() -> str:
+    return "I could not confirm this; look at the card before you try again."
+
+
+def starting() -> str:
+    return "The bot is just starting, and nothing was done. Try again in a few seconds."
+
+
+def unknown_button() -> str:
+    return (
+        "This version of the bot does not know that button, and nothing was done. Ask again with "
+        "`/cancel &lt;uuid&gt;`, and use the buttons of the new card."
+    )
+
+
+# --- Private notices ------------------------------------------------------------------------------------------------
+
+
+def still_reading(request: CancelRequest) -> str:
+    return (
+        f"Upbit is slow: order {literal(request.order_uuid)} of request #{request.id} is still being read. Nothing "
+        "has been sent. You need do nothing; if it takes much longer, the request is given up and you are told."
+    )
+
+
+def request_refused(request: CancelRequest, *, channel_id: str | None = None, said: str = "") -> str:
+    """Why a request ended before anybody could approve it, and what to do.
+
+    `request.cause` is a Reason or Upbit's error name; a word after a colon says more, `cannot_post:not_in_channel`.
+    `channel_id` is where the card belongs, if not where the command was typed; `said` is Upbit's own sentence.
+    """
+    quoted = f" Upbit said: {literal(said, 300)}." if said else ""
+    why = _why_refused(request, channel_id or request.card_channel_id or request.channel_id)
+    return f"Request #{request.id} was refused, and nothing was sent to Upbit. {why}{quoted}"
+
+
+def click_refused(reason: Reason, request: CancelRequest | None) -> str:
+    """Why a click does not count. Who came too late is told who was first, and when."""
+    if request is None or reason is Reason.UNKNOWN_REQUEST:
+        return _unknown_request()
+    sentence = _CLICK_REFUSALS.get(reason)
+    return sentence(request) if sentence else f"Your click on request #{request.id} did not count ({word(reason)})."
+
+
+def _unknown_request() -> str:
+    return (
+        "The bot does not know the request of this card, so your click changed nothing. Ask again with "
+        "`/cancel &lt;uuid&gt;`."
+    )
+
+
+def _not_an_approver(request: CancelRequest) -> str:
+    return f"You may not decide request #{request.id}, so your click changed nothing. {_who_may(request)}"
+
+
+def _own_request(request: CancelRequest) -> str:
+    return (
+        f"You asked for request #{request.id} yourself, so you may not approve it; you may still deny it. "
+        f"{_who_may(request)}"
+    )
+
+
+def _request_of_another_workspace(request: CancelRequest) -> str:
+    return (
+        f"Request #{request.id} belongs to another workspace than yours, so your click changed nothing. "
+        f"{_who_may(request)}"
+    )
+
+
+def _not_yet_pending(request: CancelRequest) -> str:
+    return (
+        f"Request #{request.id} is not ready yet: its order is still being read. Your click changed nothing; try "
+        "again when the card shows the order."
+    )
+
+
+def _expired_before_click(request: CancelRequest) -> str:
+    at = f" {when(request.expires_at)}" if request.expires_at else ""
+    return (
+        f"Request #{request.id} expired{at}, before your click. Nothing was sent; to ask again, type "
+        f"{_typed_command(request)}."
+    )
+
+
+def _who_may(request: CancelRequest) -> str:
+    if not request.approvers:
+        return "Ask whoever runs this bot who may."
+    return f"It needs {_approvals(request.approvals_required)} of: {_people(request.approvers)}."
+
+
+def _already_decided(request: CancelRequest) -> str:
+    number = f"request #{request.id}"
+    if request.state is State.PENDING:
+        return (
+            f"Your decision on {number} is already counted: {_count(request)}. You need do nothing; it waits for "
+            "others."
+        )
+    if request.state is State.DENIED:
+        return (
+            f"{number.capitalize()} was already {_decided_by(request, DecisionKind.DENY)}. Your click changed nothing."
+        )
+    decided = _decided_by(request, DecisionKind.APPROVE)
+    was = f"was already {decided}" if decided else "is no longer open for a decision"
+    return f"{number.capitalize()} {was}. Your click changed nothing; now: {_STATE_WORDS[request.state]}."
+
+
+_CLICK_REFUSALS: Final[Mapping[Reason, Callable[[CancelRequest], str]]] = {
+    Reason.NOT_AN_APPROVER: _not_an_approver,
+    Reason.OWN_REQUEST: _own_request,
+    Reason.OTHER_WORKSPACE: _request_of_another_workspace,
+    Reason.UNKNOWN_BUTTON: lambda _request: unknown_button(),
+    Reason.NOT_YET_PENDING: _not_yet_pending,
+    Reason.EXPIRED: _expired_before_click,
+    Reason.ALREADY_DECIDED: _already_decided,
+}
+
+
+def summary_elsewhere(request: CancelRequest, *, notify: Sequence[str] = ()) -> str:
+    """The thread's message for one person, where it cannot be posted in the thread."""
+    where = channel(request.card_channel_id or request.channel_id)
+    message = thread_message(request, notify=notify)
+    told = message.text if message else f"Now: {_STATE_WORDS[request.state]}."
+    return _fitting(f"This could not be posted in {where}, so you get it here.\n{told}".split("\n"), TEXT_CHARS)
+
+
+# --- The card -------------------------------------------------------------------------------------------------------
+
+
+def card(request: CancelRequest, *, notify: Sequence[str]) -> Message:
+    """The message in the channel, for the request as it is now. Only a pending one has buttons and calls `notify`."""
+    headline = _headline(request)
+    story = _story(request)
+    order = request.order_now or request.order
+    facts = [(label, value) for name, label, value in _facts(order) if name in _ON_THE_CARD] if order else []
+    if order is None:
+        facts = [("Order", literal(request.order_uuid))]
+    reason = f"*Reason:* {literal(request.reason, REASON_CHARS)}" if request.reason.strip() else "*Reason:* none given"
+    asked = f"*Asked by:* {mention(request.requester.id)} {when(request.created_at)}"
+    lines = [asked, *_approval_lines(request)]
+    if request.looked_at:
+        lines.append(f"*Order last seen:* {when(request.looked_at)}")
+    pending = request.state is State.PENDING
+    called = f"For your attention: {_people(notify)}" if pending and notify else ""
+
+    blocks = [_header(headline), _section(story), *_fields(facts), _section(reason), _section("\n".join(lines))]
+    if pending:
+        blocks += [_buttons(request, order), _context(_what_buttons_do(request))]
+    if called:
+        blocks.append(_context(called))
+    spoken = [headline, story, called, _in_one_line(facts), *lines, reason]
+    return Message(
+        text=_fitting(spoken, TEXT_CHARS),
+        blocks=blocks,
+        metadata={"event_type": EVENT_TYPE, "event_payload": {"request_id": request.id}},
+    )
+
+
+_STATE_WORDS: Final[Mapping[State, str]] = {
+    State.REQUESTED: "reading the order",
+    State.PENDING: "waiting for approval",
+    State.REFUSED: "refused, nothing was sent",
+    State.APPROVED: "approved, about to be sent",
+    State.DENIED: "denied, nothing was sent",
+    State.EXPIRED: "expired, nothing was sent",
+    State.LAPSED: "approved, but not sent in time",
+    State.SENDING: "being sent, outcome not known yet",
+    State.ACCEPTED: "accepted by Upbit, not canceled yet",
+    State.REJECTED: "refused by Upbit",
+    State.CANCELED: "canceled",
+    State.FILLED: "filled before the cancel took effect",
+    State.UNRESOLVED: "outcome not known yet, please look",
+    State.FAILED: "not canceled, the order was still open",
+    State.SETTLED: "settled by hand",
+}
+
+_ON_THE_CARD: Final = frozenset(
+    {
+        "market",
+        "side",
+        "ord_type",
+        "price",
+        "volume",
+        "remaining_volume",
+        "executed_volume",
+        "locked",
+        "created_at",
+        "state",
+        "identifier",
+        "uuid",
+    }
+)
+
+
+def _headline(request: CancelRequest) -> str:
+    if request.state is State.PENDING:
+        return f"Cancel this order? Request #{request.id}"
+    return f"Cancel request #{request.id}: {_STATE_WORDS[request.state]}"
+
+
+def _story(request: CancelRequest) -> str:
+    """What happened last, or what happens next."""
+    return _STORIES[request.state](request)
+
+
+def _approval_lines(request: CancelRequest) -> list[str]:
+    """How far the approval is, or who decided and when."""
+    lines: list[str] = []
+    if request.state is State.PENDING:
+        lines.append(f"*Approvals:* {_count(request)}, from any of {_people(request.approvers) or 'nobody'}")
+        if request.expires_at:
+            lines.append(f"*Expires:* {when(request.expires_at)}")
+    if decided := _decisions(request):
+        lines.append(f"*Decided:* {decided}")
+    return lines
+
+
+def _count(request: CancelRequest) -> str:
+    return f"{len(request.decided(DecisionKind.APPROVE))} of {request.approvals_required}"
+
+
+def _decisions(request: CancelRequest) -> str:
+    return _listed(_decision(decision) for decision in request.decisions)
+
+
+def _decided_by(request: CancelRequest, kind: DecisionKind) -> str:
+    """`approved by @a <time>, by @b <time>`; empty if nobody did."""
+    told = [f"by {mention(each.actor.id)} {when(each.decided_at)}" for each in request.decided(kind)]
+    return f"{_KIND_WORDS[kind]} {_listed(told)}" if told else ""
+
+
+def _decision(decision: Decision) -> str:
+    return f"{_KIND_WORDS[decision.kind]} by {mention(decision.actor.id)} {when(decision.decided_at)}"
+
+
+_KIND_WORDS: Final = {DecisionKind.APPROVE: "approved", DecisionKind.DENY: "denied"}
+
+
+def _buttons(request: CancelRequest, order: Order | None) -> Block:
+    value = str(request.id)
+    approve = {
+        "type": "button",
+        "action_id": ACTION_APPROVE,
+        "value": value,
+        "style": "primary",
+        "text": _plain("Approve"),
+        "confirm": {
+            "title": _plain(cut(f"Approve request #{request.id}?", CONFIRM_TITLE_CHARS)),
+            "text": _plain(cut(_confirmation(order), CONFIRM_CHARS)),
+            "confirm": _plain("Yes, cancel the order"),
+            "deny": _plain("Go back"),
+            "style": "danger",
+        },
+    }
+    deny = {"type": "button", "action_id": ACTION_DENY, "value": value, "text": _plain("Deny")}
+    return {"type": "actions", "elements": [approve, deny]}
+
+
+def _confirmation(order: Order | None) -> str:
+    if order is None:
+        return "This cannot be undone."
+    if order.remaining_volume is not None:
+        what = f"the remaining {amount(order.remaining_volume, order.base_currency)}"
+    elif order.volume is not None:
+        what = f"what remains of {amount(order.volume, order.base_currency)}"
+    elif order.price is not None and _price_is_total(order):
+        what = f"what remains of the total of {amount(order.price, order.quote_currency)}"
+    else:
+        what = "what remains of the order"
+    return f"This cannot be undone. {_side(order)} on {word(order.market)}: Upbit is asked to cancel {what}."
+
+
+def _what_buttons_do(request: CancelRequest) -> str:
+    missing = request.approvals_required - len(request.decided(DecisionKind.APPROVE))
+    approve = "sends the cancel to Upbit" if missing <= 1 else "counts as one approval"
+    return f"*Approve* asks once more, then {approve}. *Deny* ends the request at once; nothing is sent."
+
+
+# --- The thread -----------------------------------------------------------------------------------------------------
+
+
+def thread_message(request: CancelRequest, *, notify: Sequence[str]) -> Message | None:
+    """The verdict, the people, the order summary and what changed. None in a state that says nothing in the thread."""
+    if request.state not in _VERDICT_STATES:
+        return None
+    verdict = _story(request)
+    people = _people_of(request, notify)
+    order = request.order_now or request.order
+    facts = [(label, value) for _, label, value in _facts(order)] if order else []
+    changes = _changes(request)
+
+    blocks = [_section(f"{verdict}\n{people}")]
+    spoken = [verdict, people]
+    if order:
+        title = _summary_title(request)
+        blocks += [_section(title), *_fields(facts)]
+        spoken.append(f"{title}: {_in_one_line(facts)}")
+    if changes:
+        blocks.append(_section(changes))
+        spoken.append(changes)
+    return Message(text=_fitting(spoken, TEXT_CHARS), blocks=blocks)
+
+
+_VERDICT_STATES: Final = frozenset(
+    {
+        State.DENIED,
+        State.EXPIRED,
+        State.LAPSED,
+        State.REJECTED,
+        State.CANCELED,
+        State.FILLED,
+        State.UNRESOLVED,
+        State.FAILED,
+        State.SETTLED,
+    }
+)
+
+_TROUBLE: Final = frozenset({State.LAPSED, State.REJECTED, State.UNRESOLVED, State.FAILED})
+
+
+def _people_of(request: CancelRequest, notify: Sequence[str]) -> str:
+    asked = f"Asked by {mention(request.requester.id)}"
+    people = "; ".join(filter(None, [asked, _decisions(request)])) + "."
+    called = f" For your attention: {_people(notify)}." if notify and request.state in _TROUBLE else ""
+    return people + called
+
+
+def _summary_title(request: CancelRequest) -> str:
+    if request.order_now is None:
+        return "*The order* when the request was opened"
+    return f"*The order* as last seen{f' {when(request.looked_at)}' if request.looked_at else ''}"
+
+
+def _changes(request: CancelRequest) -> str:
+    """What a later look at the order showed; nothing is said where there was none."""
+    before, now = request.order, request.order_now
+    if before is None or now is None or not _seen_later(request):
+        return ""
+    old = {name: value for name, _, value in _facts(before)}
+    lines = [
+        f"• {label}: {old.get(name, 'not told')} → {value}"
+        for name, label, value in _facts(now)
+        if getattr(before, name) != getattr(now, name)
+    ]
+    if not lines:
+        return "When last seen, nothing in the order had changed since the request was opened."
+    return "\n".join(["*Changed since the request was opened:*", *lines])
+
+
+def _seen_later(request: CancelRequest) -> bool:
+    if request.looked_at is None or request.opened_at is None:
+        return request.order_now != request.order
+    return request.looked_at > request.opened_at
+
+
+# --- The story of each state: what is known, and no more --------------------------------------------------------------
+
+
+def _requested(request: CancelRequest) -> str:
+    return f"{mention(request.requester.id)} asks for this order to be canceled; it is being read. Nothing was sent."
+
+
+def _pending(request: CancelRequest) -> str:
+    needed = _approvals(request.approvals_required)
+    return (
+        f"{mention(request.requester.id)} asks for this order at Upbit to be canceled. After {needed} the bot sends "
+        "the cancel; until then nothing is sent."
+    )
+
+
+def _refused(request: CancelRequest) -> str:
+    where = request.card_channel_id or request.channel_id
+    return f"Refused, and nothing was sent to Upbit. {_why_refused(request, where)}"
+
+
+def _approved(request: CancelRequest) -> str:
+    until = f", not later than {when(request.send_before)}" if request.send_before else ""
+    if request.sends:
+        return f"Approved. An earlier try showed no effect; the bot tries again{until}."
+    return f"Approved. The bot sends the cancel to Upbit{until}."
+
+
+def _denied(request: CancelRequest) -> str:
+    denials = request.decided(DecisionKind.DENY)
+    by = f" by {mention(denials[-1].actor.id)}" if denials else ""
+    return f"*Denied*{by}: nothing was sent to Upbit."
+
+
+def _expired(request: CancelRequest) -> str:
+    by = f" by {when(request.expires_at)}" if request.expires_at else " in time"
+    return (
+        f"*Expired:* it had {_count(request)} approvals{by}, so nothing was sent to Upbit. If the order should still "
+        f"be canceled, ask again: {_typed_command(request)}."
+    )
+
+
+def _lapsed(request: CancelRequest) -> str:
+    at = f" by {when(request.send_before)}" if request.send_before else " in time"
+    sent = "An earlier try showed no effect, and no other is made" if request.sends else "Nothing was sent to Upbit"
+    return (
+        f"*Not sent in time:* it was approved, but could not be sent{at}. {sent}. Look at the order; if it should "
+        f"still be canceled, ask again: {_typed_command(request)}."
+    )
+
+
+def _sending(_request: CancelRequest) -> str:
+    return "The cancel is being sent to Upbit; what came of it is not known yet."
+
+
+def _accepted(request: CancelRequest) -> str:
+    at = f" {when(request.accepted_at)}" if request.accepted_at else ""
+    return f"Upbit accepted the cancel{at}. That is not canceled yet: the bot looks at the order until it is certain."
+
+
+def _rejected(request: CancelRequest) -> str:
+    meaning, step = _meaning_of(_cause(request)[1])
+    return (
+        f"*Refused by Upbit:* {meaning} This request has not canceled the order. {step} "
+        f"Then ask again: {_typed_command(request)}, or cancel the order at Upbit by hand."
+    )
+
+
+def _canceled(request: CancelRequest) -> str:
+    return " ".join(filter(None, [_canceled_volume(request.order_now), _whose(request)]))
+
+
+def _canceled_volume(order: Order | None) -> str:
+    """How much was canceled, from the fields that tell it and no others.
+
+    `remaining_volume` tells it; where it is absent, `volume - executed_volume` does, unless self-match prevention
+    took a part.
+    """
+    if order is None:
+        return "*Canceled.* How much had been filled is not known."
+    canceled = order.remaining_volume
+    if canceled is None and order.volume is not None and order.executed_volume is not None and not _prevented(order):
+        canceled = order.volume - order.executed_volume
+    filled = _filled_before(order)
+    if canceled is None or canceled < 0:
+        return f"*Canceled.* {filled[0].upper()}{filled[1:]}.{_prevented(order)}"
+    total = "" if order.volume is None else f" of {amount(order.volume, order.base_currency)}"
+    unit = "" if total else order.base_currency
+    return f"*Canceled:* {amount(canceled, unit)}{total}; {filled}.{_prevented(order)}"
+
+
+def _filled_before(order: Order) -> str:
+    if order.executed_volume is None:
+        return "how much had been filled is not known"
+    if not order.executed_volume:
+        return "nothing had been filled"
+    return f"{amount(order.executed_volume, order.base_currency)} had been filled"
+
+
+def _prevented(order: Order) -> str:
+    """A sentence if self-match prevention (SMP) canceled a part; else empty."""
+    if not order.prevented_volume:
+        return ""
+    prevented = amount(order.prevented_volume, order.base_currency)
+    return f" Self-match prevention (SMP) at Upbit canceled {prevented}."
+
+
+def _whose(request: CancelRequest) -> str:
+    match request.canceled_by:
+        case CanceledBy.THIS_REQUEST:
+            at = f" {when(request.accepted_at)}" if request.accepted_at else ""
+            return f"Upbit had accepted this request's cancel{at}."
+        case CanceledBy.UNPROVEN:
+            return (
+                "This request's cancel was sent, but its answer was lost, so it is not proven whether this cancel or "
+                "another one did it."
+            )
+        case CanceledBy.ELSEWHERE:
+            return "Not by this request, as Upbit refused its cancel: the order was canceled elsewhere."
+        case None:
+            return ""
+
+
+def _filled(request: CancelRequest) -> str:
+    order = request.order_now
+    if order is None or order.executed_volume is None:
+        return "*Filled before the cancel took effect.* How much was executed is not known."
+    executed = amount(order.executed_volume, order.base_currency)
+    return f"*Filled before the cancel took effect:* {executed} was executed.{_prevented(order)}"
+
+
+def _unresolved(request: CancelRequest) -> str:
+    if request.accepted_at:
+        known = (
+            f"Upbit accepted the cancel {when(request.accepted_at)}, but whether the order is canceled is not certain."
+        )
+    else:
+        at = f" {when(request.sent_at)}" if request.sent_at else ""
+        known = f"the cancel was sent{at}, and what came of it is not certain."
+    return (
+        f"*Not known yet:* {known} Please look now: sign in at Upbit, find order {literal(request.order_uuid)} among "
+        "the open orders, and if it is still there, cancel it by hand. The bot goes on looking, and says in the "
+        "card's thread what it finds."
+    )
+
+
+def _failed(request: CancelRequest) -> str:
+    seen = f" {when(request.looked_at)}" if request.looked_at else ""
+    return (
+        f"*Not canceled:* the order was still open at the latest look{seen}, long after the cancel was sent. Ask "
+        f"again: {_typed_command(request)}, or cancel it at Upbit by hand."
+    )
+
+
+def _settled(request: CancelRequest) -> str:
+    by = mention(request.settled_by) if request.settled_by else "somebody"
+    found = _FOUND[request.settled_verdict] if request.settled_verdict else "what had happened"
+    why = f" Their reason: {literal(request.settled_reason, REASON_CHARS)}." if request.settled_reason else ""
+    step = f" Ask again: {_typed_command(request)}." if request.settled_verdict is Verdict.OPEN else ""
+    return f"*Settled by hand:* {by} looked at Upbit and says: {found}.{why} The bot itself could not tell.{step}"
+
+
+_FOUND: Final[Mapping[Verdict, str]] = {
+    Verdict.CANCELED: "the order is canceled",
+    Verdict.FILLED: "the order was filled",
+    Verdict.OPEN: "the order is still open",
+}
+
+_STORIES: Final[Mapping[State, Callable[[CancelRequest], str]]] = {
+    State.REQUESTED: _requested,
+    State.PENDING: _pending,
+    State.REFUSED: _refused,
+    State.APPROVED: _approved,
+    State.DENIED: _denied,
+    State.EXPIRED: _expired,
+    State.LAPSED: _lapsed,
+    State.SENDING: _sending,
+    State.ACCEPTED: _accepted,
+    State.REJECTED: _rejected,
+    State.CANCELED: _canceled,
+    State.FILLED: _filled,
+    State.UNRESOLVED: _unresolved,
+    State.FAILED: _failed,
+    State.SETTLED: _settled,
+}
+
+
+# --- Why it was refused ---------------------------------------------------------------------------------------------
+
+
+def _cause(request: CancelRequest) -> tuple[Reason | None, str]:
+    """The reason in `request.cause`, and the word of Slack or Upbit that is in it."""
+    head, _, rest = (request.cause or "").partition(":")
+    return _REASONS.get(head), rest.strip() or head
+
+
+_REASONS: Final = {reason.value: reason for reason in Reason}
+
+
+def _why_refused(request: CancelRequest, channel_id: str) -> str:
+    reason, cause = _cause(request)
+    match reason:
+        case Reason.CANNOT_POST:
+            return _cannot_post(channel_id, cause)
+        case Reason.NOBODY_CAN_APPROVE:
+            return (
+                f"It needs {_approvals(request.approvals_required)}, and fewer people than that may approve what you "
+                "ask for. Ask whoever runs this bot to add approvers (`APPROVERS`)."
+            )
+        case Reason() if reason in _REFUSALS:
+            return _REFUSALS[reason].format(uuid=literal(request.order_uuid), again=_typed_command(request))
+        case _:
+            meaning, step = _meaning_of(cause)
+            return f"Upbit would not show the order: {meaning} {step}"
+
+
+_REFUSALS: Final[Mapping[Reason, str]] = {
+    Reason.ORDER_NOT_FOUND: "Upbit knows no order {uuid} of this account. Check the uuid at Upbit, and ask again.",
+    Reason.ALREADY_DONE: "Order {uuid} is already fully executed, so there is nothing left to cancel.",
+    Reason.ALREADY_CANCELED: "Order {uuid} is already canceled, so there is nothing left to do.",
+    Reason.NOT_OPEN: (
+        "Upbit shows order {uuid} in a state that this bot does not know, so it does not touch it. Look at the order "
+        "at Upbit, and cancel it there by hand if need be."
+    ),
+    Reason.KEY_LACKS_VIEW: (
+        "The bot's Upbit key may not read orders: it lacks the permission 주문조회 (View Orders). Whoever runs this "
+        "bot can add it at Upbit; then ask again: {again}."
+    ),
+    Reason.EXCHANGE_UNREACHABLE: (
+        "Upbit could not be reached for so long that the request was given up. Ask again later: {again}. If it "
+        "cannot wait, cancel the order at Upbit by hand."
+    ),
+}
+
+
+def _cannot_post(channel_id: str, error: str) -> str:
+    """What to do about Slack's word: https://docs.slack.dev/reference/methods/chat.postMessage#errors."""
+    place = channel(channel_id)
+    if error in {"not_in_channel", "channel_not_found", Reason.CANNOT_POST}:
+        return (
+            f"The bot may not post in {place}. Type `/invite` there, choose this bot, and ask again; in a direct "
+            "message between people that is not possible, so ask in a channel."
+        )
+    if error == "is_archived":
+        return f"{place} is archived, so the card cannot be posted. Ask again in another channel."
+    if error.startswith("restricted_action"):
+        return f"Only some people may post in {place}, and the bot is none of them. Ask again in another channel."
+    if error == "messages_tab_disabled":
+        return "Messages to this bot are switched off. Ask again in a channel."
+    return f"Slack refused the card in {place}: {literal(error)}. Ask again elsewhere, and tell whoever runs this bot."
+
+
+_TELL: Final = "Tell whoever runs this bot."
+_MISUNDERSTOOD: Final = ("Upbit could not make sense of what the bot sent.", _TELL)
+_UNSIGNED: Final = ("Upbit could not verify the bot's signature.", "Whoever runs this bot should check its secret key.")
+_ADDRESS: Final = (
+    "the bot's key may not be used from the bot's address.",
+    "Whoever runs this bot can add the address to the key at Upbit.",
+)
+
+#: Upbit's error name -> what it means, and the next step. https://global-docs.upbit.com/reference/rest-api-guide
+_MEANINGS: Final[Mapping[str, tuple[str, str]]] = {
+    "validation_error": _MISUNDERSTOOD,
+    "invalid_parameter": _MISUNDERSTOOD,
+    "bad_request": _MISUNDERSTOOD,
+    "QUERY_PARAMETER_NOT_SUPPORTED": _MISUNDERSTOOD,
+    "invalid_query_payload": _UNSIGNED,
+    "jwt_verification": _UNSIGNED,
+    "no_authorization_token": _UNSIGNED,
+    "invalid_access_key": (
+        "Upbit does not know the bot's access key.",
+        "Whoever runs this bot should check its access key.",
+    ),
+    "expired_access_key": (
+        "the bot's key at Upbit has expired.",
+        "Whoever runs this bot should make a new key at Upbit.",
+    ),
+    "no_authorization_ip": _ADDRESS,
+    "no_authorization_i_p": _ADDRESS,
+    "nonce_used": ("Upbit had seen the bot's one-time token before.", "Look at the order at Upbit."),
+    "out_of_scope": (
+        "the bot's key lacks a permission.",
+        "Whoever runs this bot should give the key 주문하기 (Make Orders) and 주문조회 (View Orders) at Upbit.",
+    ),
+    "order_not_found": ("Upbit says that it knows no such order.", "Look at the order at Upbit."),
+    "too_many_requests": ("Upbit has had too many requests from the bot.", "Wait a minute."),
+    "banned": ("Upbit has shut out the bot for a while, after too many requests.", "Wait some minutes."),
+}
+
+
+def _meaning_of(error_name: str) -> tuple[str, str]:
+    """What Upbit's error name means, its own word for the operator, and the next step."""
+    meaning, step = _MEANINGS.get(error_name, ("Upbit gave a reason that this bot does not know.", _TELL))
+    name = f" ({literal(error_name, 100)})" if error_name else ""
+    return f"{meaning.removesuffix('.')}{name}.", step
+
+
+# --- The order in words ---------------------------------------------------------------------------------------------
+
+
+def _facts(order: Order) -> list[tuple[str, str, str]]:
+    """Field name, label and words for every field that is present."""
+    return [
+        (name, label if name != "price" else _price_label(order), in_words(order))
+        for name, (label, in_words) in _WORDS.items()
+        if getattr(order, name) is not None
+    ]
+
+
+def _price_is_total(order: Order) -> bool:
+    """Whether `price` is what is to be spent in all, as it is for buys that name no volume."""
+    return order.side == "bid" and order.ord_type in {"price", "best"}
+
+
+def _price_label(order: Order) -> str:
+    return "Total to spend" if _price_is_total(order) else "Price"
+
+
+def _side(order: Order) -> str:
+    verb = {"ask": "Sell", "bid": "Buy"}.get(order.side)
+    currency = word(order.base_currency) if order.base_currency else ""
+    return f"{verb or word(order.side)} {currency}".rstrip()
+
+
+def _ord_type(order: Order) -> str:
+    if order.ord_type == "market" and order.side == "ask":
+        return "market sell by volume"
+    return _ORD_TYPES.get(order.ord_type) or word(order.ord_type)
+
+
+_ORD_TYPES: Final = {
+    "limit": "limit",
+    "price": "market buy by total",
+    "market": "market",
+    "best": "best available price",
+}
+
+_ORDER_STATES: Final[Mapping[str, str]] = {
+    OrderState.WAIT: "open, resting in the book",
+    OrderState.WATCH: "open, a stop order waiting for its trigger",
+    OrderState.DONE: "fully executed",
+    OrderState.CANCEL: "canceled",
+}
+
+_TIMES_IN_FORCE: Final = {
+    "ioc": "immediate or cancel (IOC)",
+    "fok": "fill or kill (FOK)",
+    "post_only": "post only",
+}
+
+_SMP_TYPES: Final = {
+    "reduce": "reduce the volume",
+    "cancel_maker": "cancel the resting order (maker)",
+    "cancel_taker": "cancel the incoming order (taker)",
+}
+
+
+def _placed(created_at: str) -> str:
+    """Upbit's ISO time with offset in the reader's own time zone; anything else as it came."""
+    try:
+        moment = datetime.fromisoformat(created_at)
+        return when(moment) if moment.tzinfo and moment.timestamp() >= 0 else literal(created_at)
+    except (ValueError, OverflowError):
+        return literal(created_at)
+
+
+def _held_currency(order: Order) -> str:
+    """What an order locks: a sell what it sells, a buy what it pays with."""
+    return {"ask": order.base_currency, "bid": order.quote_currency}.get(order.side, "")
+
+
+#: Every field of an order -> its label and its value in words, in the order in which a trader asks for them
+_WORDS: Final[Mapping[str, tuple[str, Callable[[Order], str]]]] = {
+    "market": ("Market", lambda order: word(order.market)),
+    "side": ("Side", _side),
+    "ord_type": ("Type", _ord_type),
+    "price": ("Price", lambda order: amount(order.price, order.quote_currency)),
+    "volume": ("Volume", lambda order: amount(order.volume, order.base_currency)),
+    "remaining_volume": ("Remaining", lambda order: amount(order.remaining_volume, order.base_currency)),
+    "executed_volume": ("Executed", lambda order: amount(order.executed_volume, order.base_currency)),
+    "trades_count": ("Trades", lambda order: str(order.trades_count)),
+    "state": ("State at Upbit", lambda order: _ORDER_STATES.get(order.state) or word(order.state)),
+    "created_at": ("Placed", lambda order: _placed(order.created_at)),
+    "locked": ("Locked", lambda order: amount(order.locked, _held_currency(order))),
+    "reserved_fee": ("Fee reserved", lambda order: amount(order.reserved_fee, order.quote_currency)),
+    "remaining_fee": ("Fee remaining", lambda order: amount(order.remaining_fee, order.quote_currency)),
+    "paid_fee": ("Fee paid", lambda order: amount(order.paid_fee, order.quote_currency)),
+    "time_in_force": (
+        "Time in force",
+        lambda order: _TIMES_IN_FORCE.get(order.time_in_force or "") or word(order.time_in_force or ""),
+    ),
+    "smp_type": (
+        "Self-match prevention (SMP)",
+        lambda order: _SMP_TYPES.get(order.smp_type or "") or word(order.smp_type or ""),
+    ),
+    "prevented_volume": ("Canceled by SMP", lambda order: amount(order.prevented_volume, order.base_currency)),
+    "prevented_locked": ("Released by SMP", lambda order: amount(order.prevented_locked, _held_currency(order))),
+    "identifier": ("Identifier", lambda order: literal(order.identifier or "")),
+    "uuid": ("Uuid", lambda order: literal(order.uuid)),
+}
+
+
+# --- Blocks ---------------------------------------------------------------------------------------------------------
+
+
+def _plain(text: str) -> dict[str, Any]:
+    return {"type": "plain_text", "text": text, "emoji": False}
+
+
+def _mrkdwn(text: str) -> dict[str, Any]:
+    """`verbatim` leaves plain text alone: no link and no mention but ours."""
+    return {"type": "mrkdwn", "text": text, "verbatim": True}
+
+
+def _header(text: str) -> Block:
+    return {"type": "header", "text": _plain(cut(text, HEADER_CHARS))}
+
+
+def _section(text: str) -> Block:
+    return {"type": "section", "text": _mrkdwn(_fitting(text.split("\n"), SECTION_CHARS))}
+
+
+def _context(text: str) -> Block:
+    return {"type": "context", "elements": [_mrkdwn(text)]}
+
+
+def _fields(facts: Sequence[tuple[str, str]]) -> list[Block]:
+    fields = [_mrkdwn(f"*{label}*\n{value}") for label, value in facts]
+    return [{"type": "section", "fields": fields[at : at + FIELDS]} for at in range(0, len(fields), FIELDS)]
+
+
+def _in_one_line(facts: Sequence[tuple[str, str]]) -> str:
+    return "; ".join(f"{label}: {value}" for label, value in facts)
+
+
+def _fitting(lines: Iterable[str], limit: int) -> str:
+    """The lines that fit, whole, and a mark where some are missing."""
+    kept: list[str] = []
+    room = limit - len("\n…")
+    for line in filter(None, lines):
+        room -= _size(line) + len("\n")
+        if room < 0:
+            return "\n".join([*kept, "…"])
+        kept.append(line)
+    return "\n".join(kept)

@@ -1,0 +1,704 @@
+"""Two calls to Upbit, and what their answers come to.
+
+    UpbitClient
+    ├── Signer       the token of a request (auth)
+    ├── _Brake       says when nothing may be sent: too many requests, banned
+    ├── _Watchdog    one thread; ends the attempts that outlast the total deadline
+    └── _Line        requests' transport: one pool of kept connections; no redirect, proxy, .netrc, cookie or retry
+        └── _PlainConnection | _TlsConnection    tell the _Attempt how far it came
+
+Whether a failed request was *not sent* or is *unknown* is never guessed from the class of an exception. The connection
+notes `written` just before it hands the first byte of the request to the socket: what fails before that was surely
+not sent, and what fails after it is unknown.
+
+https://global-docs.upbit.com/reference/order-cancel, https://global-docs.upbit.com/reference/get-order
+"""
+
+import json
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from http import HTTPStatus
+from http.client import HTTPException
+from queue import Empty, SimpleQueue
+from typing import Any, Final, Literal
+from urllib.parse import SplitResult, urlsplit
+from uuid import uuid4
+
+from requests import PreparedRequest, RequestException, Timeout
+from requests.adapters import HTTPAdapter
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError, NewConnectionError
+from urllib3.exceptions import TimeoutError as PoolTimeout
+from urllib3.util.connection import allowed_gai_family, create_connection
+from urllib3.util.ssl_ import create_urllib3_context
+
+from bot.domain.answer import Accepted, Call, CancelAnswer, Found, LookAnswer, NotSent, Refused, Unknown
+from bot.domain.order import MalformedOrder, Order
+from bot.upbit.auth import Signer, order_query, query_hash
+
+ORDER_PATH: Final = "/v1/order"
+USER_AGENT: Final = "upbit-cancel-bot"
+
+MAX_ANSWER_BYTES: Final = 1_000_000
+MAX_BODY_CHARS: Final = 2_000
+MAX_NAME_CHARS: Final = 100
+MAX_MESSAGE_CHARS: Final = 500
+MAX_INT_DIGITS: Final = 30
+
+NEXT_SECOND_S: Final = 1.0
+"""The limits count per second of Upbit's clock, which is not ours: after a whole second it surely is the next one."""
+MAX_RATE_LIMIT_S: Final = 60.0
+DEFAULT_BAN_S: Final = 60.0
+MAX_BAN_S: Final = 86_400.0
+
+TOO_MANY_REQUESTS: Final = 429
+BANNED: Final = 418
+
+CERTAIN_NAMES: Final = frozenset(
+    {
+        "validation_error",
+        "invalid_parameter",
+        "bad_request",
+        "QUERY_PARAMETER_NOT_SUPPORTED",
+        "invalid_query_payload",
+        "jwt_verification",
+        "no_authorization_token",
+        "invalid_access_key",
+        "expired_access_key",
+        "no_authorization_ip",
+        "no_authorization_i_p",
+        "out_of_scope",
+    }
+)
+"""Upbit's errors that prove that nothing was canceled. The name decides, whatever 4xx it came with.
+
+https://global-docs.upbit.com/reference/rest-api-guide. Not here, on purpose: `order_not_found`, since an earlier
+try of ours may have worked, and `nonce_used`, since the request that used it may have worked.
+"""
+
+
+# What an answer says ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """Upbit said no; the fields are those of `Refused`."""
+
+    name: str
+    proves_nothing_happened: bool
+    message: str = ""
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Doubt:
+    """An answer that says nothing certain; `cause` is that of `Unknown`."""
+
+    cause: str
+
+
+def decipher(status: int, headers: Mapping[str, str], body: bytes, *, uuid: str) -> Order | Refusal | Doubt:
+    """What a whole answer to a request about the order `uuid` says. Never raises.
+
+    An Order comes only out of a 200 with a JSON object that carries this very uuid; a Refusal only out of a 4xx that
+    carries an error's name, or out of 429 and 418, which have none. Everything else is a Doubt.
+    """
+    if status == HTTPStatus.OK:
+        return _decipher_order(body, uuid=uuid)
+    if status == TOO_MANY_REQUESTS:
+        retry_after_s = min(_retry_after_header_s(headers) or NEXT_SECOND_S, MAX_RATE_LIMIT_S)
+        return _refusal_by_status("too_many_requests", body, retry_after_s=retry_after_s)
+    if status == BANNED:
+        return _refusal_by_status("banned", body, retry_after_s=ban_s(headers, body))
+    if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return _decipher_error(status, body)
+    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
+        return Doubt(cause="redirect")
+    return Doubt(cause=f"http_{status}")
+
+
+def ban_s(headers: Mapping[str, str], body: bytes) -> float:
+    """How long a 418 bans, in seconds, from 1 to a day.
+
+    Upbit says that the message tells the time, and not in which form. Looked for: `Retry-After` in seconds, and every
+    number in the body that a unit of time follows, in English or Korean ("30 seconds", "2분"). The longest counts;
+    where there is none, 60 seconds. https://global-docs.upbit.com/reference/rate-limits
+    """
+    told_s = [
+        float(number) * _UNIT_S[unit[0].lower()]
+        for number, unit in _DURATION_PATTERN.findall(body.decode(errors="replace"))
+    ]
+    longest_s = max([*told_s, _retry_after_header_s(headers)])
+    return min(max(longest_s, 1.0), MAX_BAN_S) if longest_s else DEFAULT_BAN_S
+
+
+_DURATION_PATTERN: Final = re.compile(
+    r"(?<![0-9.])([0-9]{1,9})\s*(days?(?![a-z])|일|hours?(?![a-z])|h(?![a-z])|시간|min(?:ute)?s?(?![a-z])|m(?![a-z])|분"
+    r"|sec(?:ond)?s?(?![a-z])|s(?![a-z])|초)",
+    re.IGNORECASE,
+)
+_UNIT_S: Final = {"d": 86_400, "일": 86_400, "h": 3_600, "시": 3_600, "m": 60, "분": 60, "s": 1, "초": 1}
+
+
+def _retry_after_header_s(headers: Mapping[str, str]) -> float:
+    """`Retry-After` in seconds; 0 where it is absent or a date, which Upbit documents neither."""
+    for name, value in headers.items():
+        if name.lower() == "retry-after" and re.fullmatch(r"\s*[0-9]{1,9}\s*", value):
+            return float(value)
+    return 0.0
+
+
+def _refusal_by_status(name: str, body: bytes, *, retry_after_s: float) -> Refusal:
+    """429 and 418 count by their status: they come without a name, as plain text or as JSON."""
+    try:
+        message = str(_parse(body)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        message = body.decode(errors="replace")
+    return Refusal(name=name, proves_nothing_happened=True, message=_cut(message), retry_after_s=retry_after_s)
+
+
+def _decipher_order(body: bytes, *, uuid: str) -> Order | Doubt:
+    try:
+        fields = _parse(body)
+    except ValueError:
+        return Doubt(cause="not_json")
+    if not isinstance(fields, dict):
+        return Doubt(cause="not_json")
+    if fields.get("uuid") != uuid:
+        return Doubt(cause="wrong_order")
+    try:
+        return Order.from_json(fields)
+    except MalformedOrder:
+        return Doubt(cause="malformed_order")
+
+
+def _decipher_error(status: int, body: bytes) -> Refusal | Doubt:
+    try:
+        error = _parse(body)["error"]
+        name, message = error["name"], error.get("message")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return Doubt(cause=f"http_{status}")
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARS:
+        return Doubt(cause=f"http_{status}")
+    return Refusal(
+        name=name,
+        proves_nothing_happened=name in CERTAIN_NAMES,
+        message=_cut(message) if isinstance(message, str) else "",
+    )
+
+
+def _cut(message: str) -> str:
+    return _storable(message[:MAX_MESSAGE_CHARS])
+
+
+def _storable(text: str) -> str:
+    """The text without what a database refuses to store: half of a surrogate pair, and NUL."""
+    return text.encode(errors="replace").decode().replace("\0", "�")
+
+
+def _parse(body: bytes) -> Any:
+    """JSON, strictly: UTF-8, no field twice, no NaN, no number that fills the memory, exact decimals, storable text.
+
+    Raises ValueError.
+    """
+    text = body.decode()
+    if "\\" in text and _UNSTORABLE_PATTERN.search(_SURROGATE_PAIR_PATTERN.sub("", text)):
+        raise ValueError("a text that no database stores")
+    try:
+        return _STRICT_JSON.decode(text)
+    except (RecursionError, ArithmeticError):
+        raise ValueError("nested too deeply, or a number out of bounds") from None
+
+
+_SURROGATE_PAIR_PATTERN: Final = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
+_UNSTORABLE_PATTERN: Final = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
+
+
+def _fields_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a field came twice")
+    return fields
+
+
+def _short_int(digits: str) -> int:
+    if len(digits) > MAX_INT_DIGITS:
+        raise ValueError("an integer out of bounds")
+    return int(digits)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+_STRICT_JSON: Final = json.JSONDecoder(
+    object_pairs_hook=_fields_once, parse_float=Decimal, parse_int=_short_int, parse_constant=_no_constant
+)
+
+
+# One request on its way ---------------------------------------------------------------------------------------------
+
+
+class _Attempt:
+    """How far one request came. Its own thread and the watchdog both use it."""
+
+    def __init__(self, *, deadline_s: float, resolve: "Resolve") -> None:
+        self.resolve = resolve
+        self.written = False  #: the first byte of the request may have left
+        self.expired = False  #: the watchdog ended it
+        self.stage = "connect_failed"  #: the cause of NotSent, should it fail before `written`
+        self._ends_at = time.monotonic() + deadline_s
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+
+    def left_s(self) -> float:
+        return self._ends_at - time.monotonic()
+
+    def waits_on(self, sock: socket.socket) -> None:
+        """From now on the watchdog shuts down this socket. Raises TimeoutError where the time is up already."""
+        with self._lock:
+            if self.expired:
+                raise TimeoutError
+            self._socket = sock
+
+    def writes_to(self, sock: socket.socket) -> None:
+        """The first byte goes out next. Raises TimeoutError where the time is up: then none does."""
+        self.waits_on(sock)
+        self.written = True
+
+    def expire(self) -> None:
+        with self._lock:
+            self.expired = True
+            if self._socket is not None:
+                _shut_down(self._socket)
+
+    def finish(self) -> None:
+        with self._lock:
+            self._socket = None
+
+
+def _shut_down(sock: socket.socket) -> None:
+    """Wake whoever waits on the socket.
+
+    Not `SSLSocket.shutdown`: that drops the encryption before it ends the connection, and in between another thread
+    could write in the clear.
+    """
+    with suppress(OSError):
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+_ATTEMPT: Final[ContextVar[_Attempt]] = ContextVar("_ATTEMPT")
+"""The attempt of this thread, for the connection that urllib3 picks or opens for it."""
+
+
+class _Closed(Exception):
+    """No new attempt begins."""
+
+
+class _Watchdog:
+    """Ends attempts at their total deadline. One thread for all, begun with the first attempt.
+
+    The time-outs of requests are per read: without it, a byte now and then keeps a call alive for ever.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._attempts: dict[_Attempt, None] = {}  # each lasts as long, so the first is the next to end
+        self._thread: threading.Thread | None = None
+        self._idle = False
+        self._closed = threading.Event()
+
+    @contextmanager
+    def guards(self, attempt: _Attempt) -> Iterator[None]:
+        """Raises _Closed."""
+        with self._changed:
+            if self._closed.is_set():
+                raise _Closed
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="upbit-watchdog", daemon=True)
+                self._thread.start()
+            self._attempts[attempt] = None
+            if self._idle:
+                self._changed.notify()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._attempts.pop(attempt, None)
+                if self._closed.is_set():
+                    self._changed.notify()
+            attempt.finish()
+
+    def close(self) -> None:
+        """Let the attempts under way end, each within its deadline, and no other begin."""
+        with self._changed:
+            self._closed.set()
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        with self._changed:
+            while self._attempts or not self._closed.is_set():
+                first = next(iter(self._attempts), None)
+                if first is None:
+                    self._idle = True
+                    self._changed.wait()
+                    self._idle = False
+                elif (left_s := first.left_s()) > 0:
+                    self._changed.wait(left_s)
+                else:
+                    del self._attempts[first]
+                    first.expire()
+
+
+Resolve = Callable[[str, int], Sequence[str]]
+
+
+def _addresses(host: str, port: int) -> list[str]:
+    return [str(found[4][0]) for found in socket.getaddrinfo(host, port, allowed_gai_family(), socket.SOCK_STREAM)]
+
+
+def _resolve_in_time(attempt: _Attempt, host: str, port: int) -> Sequence[str]:
+    """The addresses of a host. The system's resolver cannot be interrupted, so it is left behind when time is up.
+
+    Raises OSError.
+    """
+    answers: SimpleQueue[Sequence[str]] = SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(attempt.resolve(host, port))
+        except Exception:  # noqa: BLE001 - whatever it is, the caller must not wait for it
+            answers.put(())
+
+    threading.Thread(target=ask, name="upbit-dns", daemon=True).start()
+    try:
+        addresses = answers.get(timeout=max(attempt.left_s(), 0))
+    except Empty:
+        raise TimeoutError(f"{host} was not resolved in time") from None
+    if not addresses:
+        raise OSError(f"{host} has no address")
+    return addresses
+
+
+class _PlainConnection(HTTPConnection):
+    """A connection that tells its attempt how far it came, and connects within what is left of the total deadline."""
+
+    def _new_conn(self) -> socket.socket:
+        attempt = _ATTEMPT.get()
+        try:
+            attempt.stage = "dns"
+            addresses = _resolve_in_time(attempt, self.host, self.port)
+            attempt.stage = "connect_failed"
+            return self._connect_to_first(addresses, attempt)
+        except OSError as error:
+            raise NewConnectionError(self, f"{attempt.stage}: {error}") from error
+
+    def _connect_to_first(self, addresses: Sequence[str], attempt: _Attempt) -> socket.socket:
+        last_error = OSError("no address")
+        for address in addresses:
+            if (left_s := attempt.left_s()) <= 0:
+                break
+            try:
+                timeout_s = min(self.timeout or left_s, left_s)
+                return create_connection((address, self.port), timeout_s, socket_options=self.socket_options)
+            except OSError as error:
+                attempt.stage = "connect_timeout" if isinstance(error, TimeoutError) else "connect_failed"
+                last_error = error
+        raise last_error
+
+    def send(self, data: Any) -> None:
+        """What http.client writes the request with; connects first where the connection is new, or was dropped."""
+        if self.sock is None:
+            self.connect()
+        _ATTEMPT.get().writes_to(self.sock)
+        super().send(data)
+
+
+class _TlsConnection(_PlainConnection, HTTPSConnection):
+    """The same under TLS."""
+
+
+class _TlsSocket(ssl.SSLSocket):
+    """A socket whose handshake the watchdog can end too."""
+
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - the signature is ssl's
+        attempt = _ATTEMPT.get()
+        attempt.stage = "tls_handshake"
+        attempt.waits_on(self)
+        super().do_handshake(block)
+
+
+class _PlainPool(HTTPConnectionPool):
+    ConnectionCls = _PlainConnection
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+class _Line(HTTPAdapter):
+    """requests' transport, tied to one server.
+
+    Used without a `requests.Session`: what a session adds (redirects, cookies, proxies and .netrc from the
+    environment) must not happen here. The pool is safe for threads and hands each call a connection of its own.
+    """
+
+    def __init__(self, server: SplitResult, *, ca_bundle: str | None, max_connections: int) -> None:
+        super().__init__(max_retries=0)
+        self._pool = _pool(server, ca_bundle=ca_bundle, max_connections=max_connections)
+
+    def get_connection_with_tls_context(self, *_: Any, **__: Any) -> HTTPConnectionPool:
+        return self._pool
+
+    def cert_verify(self, *_: Any, **__: Any) -> None:
+        """Nothing to set here: the pool's own TLS context verifies, always."""
+
+    def close(self) -> None:
+        self._pool.close()
+        super().close()
+
+
+def _pool(server: SplitResult, *, ca_bundle: str | None, max_connections: int) -> HTTPConnectionPool:
+    host = server.hostname or ""
+    if server.scheme == "http":
+        return _PlainPool(host, server.port, maxsize=max_connections)
+    context = create_urllib3_context()
+    context.load_verify_locations(ca_bundle or DEFAULT_CA_BUNDLE_PATH)
+    context.sslsocket_class = _TlsSocket
+    return _TlsPool(host, server.port, maxsize=max_connections, cert_reqs="CERT_REQUIRED", ssl_context=context)
+
+
+# When not to send ---------------------------------------------------------------------------------------------------
+
+
+class _Brake:
+    """Holds calls back while Upbit limits or bans; shared by all threads."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._until = {"banned": float("-inf"), "rate_limited": float("-inf")}
+
+    def hold(self, cause: Literal["banned", "rate_limited"], *, for_s: float) -> None:
+        with self._lock:
+            self._until[cause] = max(self._until[cause], self._monotonic() + for_s)
+
+    def held(self) -> tuple[str, float] | None:
+        """The cause and how long it lasts, in seconds; None where calls may go."""
+        with self._lock:
+            now = self._monotonic()
+            return next(((cause, until - now) for cause, until in self._until.items() if until > now), None)
+
+
+# The client ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, slots=True)
+class _Reply:
+    """What has come of an answer so far."""
+
+    status: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytearray = field(default_factory=bytearray)
+    too_large: bool = False
+
+
+def _new_nonce() -> str:
+    return str(uuid4())
+
+
+class UpbitClient:
+    """Reads and cancels one order at a time, for many threads.
+
+    No call raises but for a uuid that is none (ValueError); whatever happens on the way becomes an answer, since an
+    exception would carry the request, and with it the token, to whoever logs it.
+    """
+
+    def __init__(  # noqa: PLR0913 - keyword-only, each with its default
+        self,
+        *,
+        server_url: str,
+        access_key: str,
+        secret_key: str,
+        connect_timeout_s: float = 2.0,
+        read_timeout_s: float = 4.0,
+        deadline_s: float = 5.0,
+        ca_bundle: str | None = None,
+        max_connections: int = 16,
+        monotonic: Callable[[], float] = time.monotonic,
+        new_nonce: Callable[[], str] = _new_nonce,
+        resolve: Resolve = _addresses,
+    ) -> None:
+        """`server_url` is scheme, host and port only; `ca_bundle` a PEM file instead of certifi's.
+
+        `connect_timeout_s` is per address, `read_timeout_s` per read, `deadline_s` over all of one call.
+        `resolve(host, port)` gives a host's addresses. Raises ValueError.
+        """
+        try:
+            self._signer = Signer(access_key=access_key, secret_key=secret_key)
+        finally:
+            del access_key, secret_key  # a traceback that shows variables shows these too
+        server = urlsplit(server_url)
+        if server.scheme not in {"http", "https"} or not server.hostname or server.netloc.count("@"):
+            raise ValueError("the server's URL needs http or https and a host, and no user")
+        if server.path.strip("/") or server.query or server.fragment:
+            raise ValueError("the server's URL ends after the host")
+        self._order_url = f"{server.scheme}://{server.netloc}{ORDER_PATH}"
+        self._timeouts_s = (min(connect_timeout_s, deadline_s), min(read_timeout_s, deadline_s))
+        self._deadline_s = deadline_s
+        self._monotonic = monotonic
+        self._new_nonce = new_nonce
+        self._resolve = resolve
+        self._brake = _Brake(monotonic)
+        self._watchdog = _Watchdog()
+        self._line = _Line(server, ca_bundle=ca_bundle, max_connections=max_connections)
+
+    def __repr__(self) -> str:
+        return "UpbitClient(access_key=***, secret_key=***)"
+
+    def get_order(self, uuid: str) -> LookAnswer:
+        """The order as it is now.
+
+        https://global-docs.upbit.com/reference/get-order. Raises ValueError for a uuid that is none.
+        """
+        return self._call("GET", uuid, nonce=self._new_nonce())
+
+    def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
+        """Ask Upbit to cancel: at most one DELETE, never sent again by itself.
+
+        Accepted is not canceled; only `get_order` tells that. https://global-docs.upbit.com/reference/order-cancel
+        Raises ValueError for a uuid that is none.
+        """
+        answer = self._call("DELETE", uuid, nonce=nonce)
+        return Accepted(order=answer.order, call=answer.call) if isinstance(answer, Found) else answer
+
+    def close(self) -> None:
+        """Wait for the calls under way (no longer than the deadline), then close every connection.
+
+        Later calls answer NotSent(cause="closed").
+        """
+        self._watchdog.close()
+        self._line.close()
+
+    def _call(self, method: Literal["GET", "DELETE"], uuid: str, *, nonce: str) -> LookAnswer:
+        query = order_query(uuid)
+        call = Call(method=method, path=ORDER_PATH, nonce=nonce, query_hash=query_hash(query))
+        if held := self._brake.held():
+            return NotSent(cause=held[0], call=call, retry_after_s=held[1])
+
+        attempt = _Attempt(deadline_s=self._deadline_s, resolve=self._resolve)
+        reply = _Reply()
+        began_at = self._monotonic()
+        failure = self._exchange(call, query, attempt=attempt, reply=reply)
+        call = self._told(call, reply, elapsed_s=self._monotonic() - began_at)
+
+        if not attempt.written:
+            return NotSent(cause=failure or attempt.stage, call=call)
+        outcome = _outcome(reply, failure=failure, uuid=uuid)
+        self._learn(outcome, call)
+        if isinstance(outcome, Order):
+            return Found(order=outcome, call=call)
+        if isinstance(outcome, Doubt):
+            return Unknown(cause=outcome.cause, call=call)
+        name = self._presentable(outcome.name)
+        return Refused(
+            name=name,
+            proves_nothing_happened=outcome.proves_nothing_happened,
+            message=self._presentable(outcome.message),
+            retry_after_s=outcome.retry_after_s,
+            call=replace(call, error_name=name),
+        )
+
+    def _exchange(self, call: Call, query: str, *, attempt: _Attempt, reply: _Reply) -> str | None:
+        """Send the request and read the answer into `reply`; None, or the machine word for what went wrong."""
+        _ATTEMPT.set(attempt)
+        try:
+            with self._watchdog.guards(attempt):
+                self._read(self._send(call, query), reply)
+        except _Closed:
+            return "closed"
+        except Exception as error:  # noqa: BLE001 - it would hold the token; and what was written is unknown, always
+            if not attempt.written:
+                return attempt.stage
+            if attempt.expired or isinstance(error, Timeout | PoolTimeout | TimeoutError):
+                return "timeout"
+            if isinstance(error, RequestException | HTTPError | HTTPException | OSError):
+                return "connection_lost"
+            return f"unexpected_{type(error).__name__}"
+        return "timeout" if attempt.expired else None
+
+    def _send(self, call: Call, query: str) -> Any:
+        """urllib3's response, its body still to be read."""
+        request = PreparedRequest()
+        request.method = call.method
+        request.url = f"{self._order_url}?{query}"
+        request.prepare_headers({"User-Agent": USER_AGENT, "Accept": "application/json"})
+        request.headers["Authorization"] = f"Bearer {self._signer.token(query_hash=call.query_hash, nonce=call.nonce)}"
+        return self._line.send(request, stream=True, timeout=self._timeouts_s).raw
+
+    def _read(self, raw: Any, reply: _Reply) -> None:
+        """Read no more than MAX_ANSWER_BYTES. A connection whose answer was not read to its end is not used again."""
+        reply.status, reply.headers = raw.status, raw.headers
+        ended = False
+        try:
+            while raw.status >= HTTPStatus.OK and len(reply.body) <= MAX_ANSWER_BYTES:
+                chunk = raw.read(65_536)
+                if not chunk:
+                    ended = True
+                    break
+                reply.body += chunk
+            reply.too_large = len(reply.body) > MAX_ANSWER_BYTES
+        finally:
+            if not ended:
+                raw.close()
+            raw.release_conn()
+
+    def _told(self, call: Call, reply: _Reply, *, elapsed_s: float) -> Call:
+        """The call with what was answered, as far as it came."""
+        elapsed_ms = round(elapsed_s * 1000)
+        if reply.status is None:
+            return replace(call, elapsed_ms=elapsed_ms)
+        remaining_req = reply.headers.get("Remaining-Req")
+        return replace(
+            call,
+            status=reply.status,
+            body=self._presentable(reply.body[: 4 * MAX_BODY_CHARS].decode(errors="replace"))[:MAX_BODY_CHARS],
+            remaining_req=None if remaining_req is None else self._presentable(remaining_req[:MAX_NAME_CHARS]),
+            elapsed_ms=elapsed_ms,
+        )
+
+    def _presentable(self, text: str) -> str:
+        return self._signer.scrub(_storable(text))
+
+    def _learn(self, outcome: Order | Refusal | Doubt, call: Call) -> None:
+        """Hold back the next calls where Upbit asks for it: https://global-docs.upbit.com/reference/rate-limits."""
+        if call.status == BANNED and isinstance(outcome, Refusal):
+            self._brake.hold("banned", for_s=outcome.retry_after_s or DEFAULT_BAN_S)
+        elif call.status == TOO_MANY_REQUESTS and isinstance(outcome, Refusal):
+            self._brake.hold("rate_limited", for_s=outcome.retry_after_s or NEXT_SECOND_S)
+        elif re.search(r"\bsec=0+(?![0-9])", call.remaining_req or ""):
+            self._brake.hold("rate_limited", for_s=NEXT_SECOND_S)
+
+
+def _outcome(reply: _Reply, *, failure: str | None, uuid: str) -> Order | Refusal | Doubt:
+    """429 and 418 count by their status, even where the rest of the answer was lost; nothing else does."""
+    if reply.status not in {TOO_MANY_REQUESTS, BANNED}:
+        if failure is not None:
+            return Doubt(cause=failure)
+        if reply.too_large:
+            return Doubt(cause="too_large")
+    if reply.status is None:
+        return Doubt(cause="connection_lost")
+    return decipher(reply.status, reply.headers, bytes(reply.body), uuid=uuid)

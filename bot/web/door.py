@@ -1,0 +1,250 @@
+"""The WSGI app in front of Bolt: health and readiness for the platform, and one guarded way in for Slack.
+
+    GET, HEAD /healthz       is the process alive? Asks nobody
+    GET, HEAD /readyz        is everything there that a request needs? 200 or 503, and each check by name
+    POST /slack/events       only if the bot listens to Slack over HTTP
+
+Bolt answers strange headers and bodies with a 500 and logs refused bodies whole. So a request comes to it only with a
+good signature and a body that it can read: https://docs.slack.dev/authentication/verifying-requests-from-slack
+"""
+
+import hashlib
+import hmac
+import json
+import logging
+import re
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from io import BytesIO
+from typing import Any, Final
+from urllib.parse import parse_qsl
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+logger = logging.getLogger(__name__)
+
+SLACK_PATH: Final = "/slack/events"
+MAX_BODY_BYTES: Final = 1_000_000  # far more than Slack sends
+MAX_AGE_S: Final = 300  # a signed request can be replayed for as long
+
+_NUMBER: Final = re.compile(r"[0-9]{1,12}")
+_SIGNATURE: Final = re.compile(r"v0=[0-9a-f]{64}")
+_FORM: Final = "application/x-www-form-urlencoded"
+_JSON: Final = "application/json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Readiness:
+    """Each check by name: True, or False or a short word for what is missing. No secrets: anybody can read it."""
+
+    checks: Mapping[str, bool | str]
+
+    @property
+    def is_ready(self) -> bool:
+        return all(result is True for result in self.checks.values())
+
+
+class _RefusedError(Exception):
+    """The request goes no further; `why` is all that the other side is told."""
+
+    def __init__(self, status: HTTPStatus, why: str, *, allow: str | None = None) -> None:
+        super().__init__(why)
+        self.status = status
+        self.why = why
+        self.allow = allow
+
+
+class Door:
+    """Call it as a WSGI app. Without `slack`, as in Socket Mode, there is no way in for Slack."""
+
+    def __init__(
+        self,
+        *,
+        slack: WSGIApplication | None,
+        signing_secret: str | None,
+        ready: Callable[[], Readiness],
+        health: Callable[[], bool] = lambda: True,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`health` tells whether this process is alive and asks nothing outside of it.
+
+        Raises ValueError if Slack is let in without a signing secret.
+        """
+        if slack is not None and not (signing_secret or "").strip():
+            raise ValueError("a signing secret is needed: without one, anybody could sign")
+        self._slack = slack
+        self._key = (signing_secret or "").encode()
+        self._ready = ready
+        self._health = health
+        self._now = now
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        try:
+            return self._route(environ, start_response)
+        except _RefusedError as refused:
+            logger.info("refused a request: %d %s", refused.status, refused.why)
+            return _respond(environ, start_response, refused.status, refused.why, allow=refused.allow)
+
+    def _route(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        match environ.get("PATH_INFO", ""):
+            case "/healthz":
+                _allow(environ, "GET", "HEAD")
+                return self._answer_health(environ, start_response)
+            case "/readyz":
+                _allow(environ, "GET", "HEAD")
+                return self._answer_ready(environ, start_response)
+            case path if path == SLACK_PATH and self._slack is not None:
+                _allow(environ, "POST")
+                return _pass_on(self._slack, self._checked(environ), start_response)
+            case _:
+                raise _RefusedError(HTTPStatus.NOT_FOUND, "not found")
+
+    def _answer_health(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if self._health():
+            return _respond(environ, start_response, HTTPStatus.OK, "ok")
+        return _respond(environ, start_response, HTTPStatus.SERVICE_UNAVAILABLE, "stuck")
+
+    def _answer_ready(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        try:
+            readiness = self._ready()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the bot is not ready
+            logger.error("the readiness checks failed: %s", _where(error))  # noqa: TRY400 - one line that quotes nothing
+            readiness = Readiness(checks={"checks": "failed"})
+        status = HTTPStatus.OK if readiness.is_ready else HTTPStatus.SERVICE_UNAVAILABLE
+        return _respond(environ, start_response, status, json.dumps(dict(readiness.checks)), content_type=_JSON)
+
+    def _checked(self, environ: WSGIEnvironment) -> WSGIEnvironment:
+        """The request as Bolt gets it, once Slack has signed it just now and Bolt can read it. The body comes last.
+
+        Raises _RefusedError.
+        """
+        length = _content_length(environ)
+        content_type = _content_type(environ)
+        timestamp = self._timestamp(environ)
+        signature = environ.get("HTTP_X_SLACK_SIGNATURE", "")
+        if not _SIGNATURE.fullmatch(signature):
+            raise _RefusedError(HTTPStatus.UNAUTHORIZED, "no valid signature")
+        body = _read(environ, length)
+        if not hmac.compare_digest(self._signature(timestamp, body), signature):
+            raise _RefusedError(HTTPStatus.UNAUTHORIZED, "no valid signature")
+        readable = _readable(body, content_type)
+        return {
+            **environ,
+            "wsgi.input": BytesIO(readable),
+            "CONTENT_LENGTH": str(len(readable)),
+            "HTTP_X_SLACK_SIGNATURE": self._signature(timestamp, readable),
+        }
+
+    def _signature(self, timestamp: str, body: bytes) -> str:
+        return "v0=" + hmac.new(self._key, f"v0:{timestamp}:".encode() + body, hashlib.sha256).hexdigest()
+
+    def _timestamp(self, environ: WSGIEnvironment) -> str:
+        timestamp: str = environ.get("HTTP_X_SLACK_REQUEST_TIMESTAMP", "")
+        if not _NUMBER.fullmatch(timestamp):
+            raise _RefusedError(HTTPStatus.UNAUTHORIZED, "no valid timestamp")
+        if abs(self._now() - int(timestamp)) > MAX_AGE_S:
+            raise _RefusedError(HTTPStatus.UNAUTHORIZED, "the timestamp is too far from now")
+        return timestamp
+
+
+def _pass_on(slack: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """The inner app's answer, whole before its first byte leaves: the head of a failed one would pass for an ack."""
+    started: list[tuple[str, list[tuple[str, str]]]] = []
+    written: list[bytes] = []
+
+    def start(status: str, headers: list[tuple[str, str]], _exc_info: Any = None, /) -> Callable[[bytes], object]:
+        started.append((status, headers))
+        return written.append
+
+    try:
+        chunks = slack(environ, start)
+        try:
+            written += chunks
+        finally:
+            getattr(chunks, "close", lambda: None)()  # PEP 3333 asks for it
+        status, headers = started[-1]
+    except Exception as error:  # noqa: BLE001 - whatever it is, Slack gets a plain 500
+        logger.error("the Slack app failed: %s", _where(error))  # noqa: TRY400 - one line that quotes nothing
+        return _respond(environ, start_response, HTTPStatus.INTERNAL_SERVER_ERROR, "something went wrong")
+    start_response(status, headers)
+    return written
+
+
+def _allow(environ: WSGIEnvironment, *methods: str) -> None:
+    if environ.get("REQUEST_METHOD") not in methods:
+        raise _RefusedError(HTTPStatus.METHOD_NOT_ALLOWED, "method not allowed", allow=", ".join(methods))
+
+
+def _content_length(environ: WSGIEnvironment) -> int:
+    length = environ.get("CONTENT_LENGTH") or ""
+    if not length or "HTTP_TRANSFER_ENCODING" in environ:
+        raise _RefusedError(HTTPStatus.LENGTH_REQUIRED, "a content length is required")
+    if not _NUMBER.fullmatch(length):
+        raise _RefusedError(HTTPStatus.BAD_REQUEST, "no valid content length")
+    if int(length) > MAX_BODY_BYTES:
+        raise _RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the body is too large")
+    return int(length)
+
+
+def _content_type(environ: WSGIEnvironment) -> str:
+    content_type: str = (environ.get("CONTENT_TYPE") or "").partition(";")[0].strip().lower()
+    if content_type not in {_FORM, _JSON}:
+        raise _RefusedError(HTTPStatus.BAD_REQUEST, "the content type is neither a form nor JSON")
+    return content_type
+
+
+def _read(environ: WSGIEnvironment, length: int) -> bytes:
+    try:
+        body: bytes = environ["wsgi.input"].read(length)
+    except OSError:
+        body = b""
+    if len(body) != length:
+        raise _RefusedError(HTTPStatus.BAD_REQUEST, "the body is shorter than announced")
+    return body
+
+
+def _readable(body: bytes, content_type: str) -> bytes:
+    """The body, which is text and holds an object where it should: in JSON, or in the `payload` of a form.
+
+    Bolt takes what begins with `{` for JSON too, and a form in which the word "payload" stands anywhere for one with
+    that field, so that `/cancel … wrong payload` would reach it empty. Such a word is written differently, with the
+    same meaning.
+    """
+    try:
+        text = body.decode()
+        if content_type == _JSON or text.startswith("{"):
+            fields, written = json.loads(text), body
+        else:
+            payload = dict(parse_qsl(text, keep_blank_values=True)).get("payload")
+            fields = {} if payload is None else json.loads(payload)
+            written = body.replace(b"payload", b"%70ayload") if payload is None else body
+    except (ValueError, RecursionError):
+        fields, written = None, b""
+    if not isinstance(fields, dict):
+        raise _RefusedError(HTTPStatus.BAD_REQUEST, "the body cannot be read")
+    return written
+
+
+def _respond(  # noqa: PLR0913 - an answer has these parts
+    environ: WSGIEnvironment,
+    start_response: StartResponse,
+    status: HTTPStatus,
+    text: str,
+    *,
+    content_type: str = "text/plain; charset=utf-8",
+    allow: str | None = None,
+) -> list[bytes]:
+    body = f"{text}\n".encode()
+    headers = [("Content-Type", content_type), ("Content-Length", str(len(body))), ("Cache-Control", "no-store")]
+    if allow:
+        headers.append(("Allow", allow))
+    start_response(f"{status.value} {status.phrase}", headers)
+    return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
+
+
+def _where(error: Exception) -> str:
+    """What broke and where, without the message: that could quote the request."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {frame.name}, line {frame.lineno}"

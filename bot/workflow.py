@@ -1,0 +1,1006 @@
+"""CancelWorkflow: the story of one request, from the command to the verdict, and the ports it needs.
+
+Three lanes work on a request, each with a lease of its own, so that Slack being slow never delays a cancel:
+
+    advance(request_id)   the exchange: read the order, send the cancel, find out what happened
+    show(request_id)      Slack: the card and its thread, drawn from the row
+    deliver(notice_id)    Slack: one private line to one person
+
+Each does what is due and returns in how many seconds it wants to be called again, or None. It is the fast path and the
+recovery path alike: called after a click, when a wait is over, and after a crash.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final, Protocol, TypeVar, assert_never
+
+from bot.domain.answer import Accepted, Call, CancelAnswer, Found, LookAnswer, NotSent, Refused, Unknown
+from bot.domain.approval import ApprovalPolicy
+from bot.domain.audit import SYSTEM, Action, Actor, Json, Outcome, Reason
+from bot.domain.cancel_request import CancelRequest, DecisionKind, State, Verdict, refusal_of
+from bot.domain.errors import CannotPost, CommitInDoubt, NothingDone, Overtaken, StoreError, TryLater
+from bot.domain.order import Order
+
+LOOK_GAPS_S: Final = (0.1, 0.2, 0.4, 0.8, 1.5, 3.0)
+"""Waits before the looks that follow a DELETE; after the last one, every 6 s."""
+LOOK_GAP_S: Final = 6.0
+UNRESOLVED_GAPS_S: Final = (10.0, 20.0, 40.0, 80.0, 160.0)
+"""Waits before the looks while unresolved; after the last one, every 5 min."""
+UNRESOLVED_GAP_S: Final = 300.0
+
+READING_GAPS_S: Final = (0.5, 1.0, 2.0, 4.0)
+READING_GAP_S: Final = 5.0
+SLOW_AFTER: Final = timedelta(seconds=5)
+"""Who asked is told that Upbit is slow."""
+UNREACHABLE_AFTER: Final = timedelta(seconds=60)
+"""A request whose order could not be read by then is refused."""
+
+SEND_GAPS_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
+SEND_GAP_S: Final = 15.0
+MAX_SENDS: Final = 3
+"""DELETEs of one request whose answers were lost."""
+SEND_GRACE_S: Final = 5.0
+"""A DELETE leaves so soon after its `cancel.sent` was committed, or not at all."""
+
+DOUBT_SETTLES_AFTER: Final = timedelta(seconds=1)
+"""A refusal that proves nothing becomes a rejection if the order is still open so long after it."""
+LOST_ANSWER_SETTLES_AFTER: Final = timedelta(seconds=6)
+"""A DELETE whose answer was lost is taken for undone if the order is still open so long after it."""
+UNRESOLVED_AFTER: Final = timedelta(seconds=30)
+FAILED_AFTER: Final = timedelta(minutes=10)
+
+SLACK_GAPS_S: Final = (1.0, 2.0, 5.0, 10.0, 20.0)
+SLACK_GAP_S: Final = 60.0
+
+MAX_STEPS: Final = 20
+"""Steps of one call of `advance`; no path through the states is longer."""
+
+
+T = TypeVar("T")
+
+
+class Lane(StrEnum):
+    EXCHANGE = "exchange"
+    SLACK = "slack"
+
+
+class NoticeKind(StrEnum):
+    """The private lines to one person that are no answer to a command."""
+
+    STILL_READING = "still_reading"
+    REQUEST_REFUSED = "request_refused"
+    CLICK_REFUSED = "click_refused"
+    VERDICT = "verdict"  # the thread cannot be posted to
+    REDRAW = "redraw"  # not a line: somebody clicked on a second copy of the card
+
+
+NOTICE_LIFETIME: Final = {
+    NoticeKind.STILL_READING: timedelta(seconds=55),
+    NoticeKind.REQUEST_REFUSED: timedelta(hours=24),
+    NoticeKind.CLICK_REFUSED: timedelta(minutes=25),
+    NoticeKind.VERDICT: timedelta(hours=24),
+    NoticeKind.REDRAW: timedelta(hours=1),
+}
+"""A line that comes later than this would confuse more than it tells."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """What `/cancel <uuid> [reason]` asked for, already parsed."""
+
+    trigger_id: str
+    requester: Actor
+    team_id: str
+    channel_id: str
+    response_url: str | None
+    order_uuid: str | None  #: None where the text was not understood
+    reason: str = ""
+    fault: Reason | None = None  #: why it was not understood
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommandAnswer:
+    """What the person is told at once: a recorded request, or why there is none."""
+
+    request_id: int | None = None
+    refusal: Reason | None = None
+    open_request: CancelRequest | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Click:
+    """A press on Approve or Deny. `request_id` is None where the button's value is not ours."""
+
+    kind: DecisionKind
+    request_id: int | None
+    actor: Actor
+    team_id: str
+    channel_id: str
+    message_ts: str | None
+    response_url: str | None
+    trigger_id: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Notice:
+    """A private line that is owed to somebody, or a stray copy of a card to be redrawn."""
+
+    kind: NoticeKind
+    user_id: str
+    channel_id: str
+    reason: Reason | None = None
+    message_ts: str | None = None
+    response_url: str | None = None
+    id: int = 0
+    request: CancelRequest | None = None
+    attempts: int = 0
+    created_at: datetime | None = None
+    fence: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lease:
+    """The right to work on one request in one lane until it runs out; the fence tells who took it last."""
+
+    request_id: int
+    lane: Lane
+    fence: int
+
+
+class Exchange(Protocol):
+    """What the workflow needs of Upbit."""
+
+    def get_order(self, uuid: str) -> LookAnswer:
+        """Look at the order."""
+        ...
+
+    def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
+        """Send one DELETE, once."""
+        ...
+
+
+class Messenger(Protocol):
+    """What the workflow needs of Slack. Every verb raises CannotPost or TryLater."""
+
+    def post_card(self, request: CancelRequest) -> tuple[str, str]:
+        """Post the card where the command was typed; returns its channel and ts."""
+        ...
+
+    def redraw_card(self, request: CancelRequest, *, channel_id: str, ts: str) -> None:
+        """Draw the card anew from the request."""
+        ...
+
+    def post_verdict(self, request: CancelRequest) -> str:
+        """Post the summary in the card's thread; returns its ts."""
+        ...
+
+    def tell(self, notice: Notice) -> None:
+        """Tell one person privately, by the best way that is left."""
+        ...
+
+
+class Transaction(Protocol):
+    """One database transaction that holds the request's row and the audit's head, and knows the time.
+
+    Whatever it changes or records becomes visible at once, when it commits, or not at all.
+    """
+
+    @property
+    def now(self) -> datetime: ...
+
+    @property
+    def request(self) -> CancelRequest | None:
+        """The request as it is now, changes of this transaction included."""
+        ...
+
+    def request_of_trigger(self, trigger_id: str) -> int | None: ...
+
+    def refusal_of_trigger(self, trigger_id: str) -> Reason | None: ...
+
+    def open_request_of_order(self, order_uuid: str) -> CancelRequest | None: ...
+
+    def count_open_requests_of(self, requester_id: str) -> int: ...
+
+    def create(self, command: Command) -> CancelRequest:
+        """Insert the request in state `requested`, due at once, and its audit event."""
+        ...
+
+    def move(  # noqa: PLR0913 - one event has that many facts
+        self,
+        action: Action,
+        *,
+        actor: Actor = SYSTEM,
+        outcome: Outcome = Outcome.OK,
+        details: dict[str, Json] | None = None,
+        trigger_id: str | None = None,
+        due_in_s: float | None = None,
+        **changes: Any,
+    ) -> CancelRequest:
+        """Do the transition with its audit event. Raises Overtaken if the row has moved, IllegalTransition."""
+        ...
+
+    def record(  # noqa: PLR0913 - one event has that many facts
+        self,
+        action: Action,
+        *,
+        actor: Actor = SYSTEM,
+        outcome: Outcome = Outcome.OK,
+        details: dict[str, Json] | None = None,
+        trigger_id: str | None = None,
+        team_id: str | None = None,
+        channel_id: str | None = None,
+        order_uuid: str | None = None,
+        reason: str | None = None,
+        **changes: Any,
+    ) -> None:
+        """Write an audit event that moves nothing; `changes` go into the request's row."""
+        ...
+
+    def decide(self, kind: DecisionKind, actor: Actor) -> None:
+        """Record a person's decision; the state is moved by `move`."""
+        ...
+
+    def change(self, *, redraw: bool = False, **changes: Any) -> None:
+        """Change the row without an event: what only the lanes need. `redraw` counts as a new revision."""
+        ...
+
+    def tell(self, notice: Notice) -> None:
+        """Owe somebody a private line. A `still_reading` is owed once."""
+        ...
+
+
+class Store(Protocol):
+    """What the workflow needs of the database. Every verb raises StoreError."""
+
+    def transaction(
+        self, request_id: int | None = None, *, lease: Lease | None = None
+    ) -> AbstractContextManager[Transaction]:
+        """Lock the request (if any), then the audit's head, then ask the time.
+
+        With a lease, a change of the row raises Overtaken once somebody else has taken the lane.
+        """
+        ...
+
+    def read(self, request_id: int) -> CancelRequest | None: ...
+
+    def request_of_trigger(self, trigger_id: str) -> int | None: ...
+
+    def lease(self, request_id: int, lane: Lane) -> Lease | None:
+        """Take the lane if it is free and something is due; None otherwise."""
+        ...
+
+    def release(self, lease: Lease, *, due_in_s: float | None, seen_revision: int) -> float | None:
+        """Give the lane back. Returns in how many seconds it is due.
+
+        That is `due_in_s`, unless the row's revision is no longer the one that was seen: then it is due at once.
+        In the Slack lane None says that the card shows that revision. None where the lease had been lost.
+        """
+        ...
+
+    def lease_notice(self, notice_id: int) -> Notice | None: ...
+
+    def finish_notice(self, notice: Notice, *, given_up: bool) -> None: ...
+
+    def postpone_notice(self, notice: Notice, *, due_in_s: float) -> None: ...
+
+
+class CancelWorkflow:
+    """Decides nothing about SQL, HTTP or Slack: it tells the story through its ports."""
+
+    def __init__(  # noqa: PLR0913 - the composition root names each part
+        self,
+        *,
+        store: Store,
+        exchange: Exchange,
+        messenger: Messenger,
+        policy: ApprovalPolicy,
+        approval_ttl: timedelta,
+        send_within: timedelta,
+        new_nonce: Callable[[], str],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._exchange = exchange
+        self._messenger = messenger
+        self._policy = policy
+        self._approval_ttl = approval_ttl
+        self._send_within = send_within
+        self._new_nonce = new_nonce
+        self._monotonic = monotonic
+
+    # What people ask for
+
+    def command(self, command: Command, *, home_team: str) -> CommandAnswer:
+        """Record the request, or why there is none. Committed when this returns.
+
+        Raises NothingDone, or CommitInDoubt where even reading again does not tell.
+        """
+        try:
+            with self._store.transaction() as tx:
+                return self._answer(tx, command, home_team=home_team)
+        except CommitInDoubt:
+            request_id = self._read_again(lambda: self._store.request_of_trigger(command.trigger_id))
+            if request_id is None:
+                raise NothingDone("commit_failed") from None
+            return CommandAnswer(request_id=request_id)
+
+    def _answer(self, tx: Transaction, command: Command, *, home_team: str) -> CommandAnswer:
+        recorded = tx.request_of_trigger(command.trigger_id)
+        if recorded is not None:
+            return CommandAnswer(request_id=recorded)
+        open_request = tx.open_request_of_order(command.order_uuid) if command.order_uuid else None
+        refused_before = tx.refusal_of_trigger(command.trigger_id)
+        if refused_before is not None:
+            return CommandAnswer(refusal=refused_before, open_request=open_request)
+        refusal = self._command_refusal(tx, command, home_team=home_team, order_is_taken=open_request is not None)
+        if refusal is None:
+            return CommandAnswer(request_id=tx.create(command).id)
+        details: dict[str, Json] = {"reason": refusal.value}
+        if open_request is not None and refusal is Reason.ORDER_HAS_OPEN_REQUEST:
+            details["open_request_id"] = open_request.id
+        tx.record(
+            Action.COMMAND_REFUSED,
+            actor=command.requester,
+            outcome=Outcome.REFUSED,
+            details=details,
+            trigger_id=command.trigger_id,
+            team_id=command.team_id,
+            channel_id=command.channel_id,
+            order_uuid=command.order_uuid,
+            reason=command.reason,
+        )
+        return CommandAnswer(refusal=refusal, open_request=open_request)
+
+    def _command_refusal(
+        self, tx: Transaction, command: Command, *, home_team: str, order_is_taken: bool
+    ) -> Reason | None:
+        refusal = self._policy.command_refusal(
+            command.requester,
+            home_team=home_team,
+            open_requests=tx.count_open_requests_of(command.requester.id),
+        )
+        if refusal is Reason.OTHER_WORKSPACE or refusal is Reason.NOT_A_REQUESTER:
+            return refusal
+        if command.order_uuid is None:
+            return command.fault or Reason.USAGE
+        return Reason.ORDER_HAS_OPEN_REQUEST if order_is_taken else refusal
+
+    def click(self, click: Click) -> Reason | None:
+        """Decide, or record why the click does not count. Committed when this returns the refusal or None.
+
+        Raises NothingDone, or CommitInDoubt where even reading again does not tell.
+        """
+        try:
+            with self._store.transaction(click.request_id) as tx:
+                return self._decide(tx, click)
+        except CommitInDoubt:
+            if not self._read_again(lambda: self._has_decided(click)):
+                raise NothingDone("commit_failed") from None
+            return None
+
+    def _decide(self, tx: Transaction, click: Click) -> Reason | None:
+        request = tx.request
+        refusal = self._policy.refusal(request, click.actor, click.kind, tx.now)
+        if request is None or refusal is not None:
+            self.refuse_click(tx, click, refusal or Reason.UNKNOWN_REQUEST)
+            return refusal or Reason.UNKNOWN_REQUEST
+        tx.decide(click.kind, click.actor)
+        if click.kind is DecisionKind.APPROVE:
+            tx.move(
+                Action.REQUEST_APPROVED,
+                actor=click.actor,
+                trigger_id=click.trigger_id,
+                due_in_s=0,
+                details={"order": _order_json(request.order_now), "approvers": list(request.approvers)},
+                approved_at=tx.now,
+                send_before=tx.now + self._send_within,
+                attempts=0,
+            )
+        else:
+            tx.move(Action.REQUEST_DENIED, actor=click.actor, trigger_id=click.trigger_id, ended_at=tx.now)
+        self._adopt_or_redraw(tx, click)
+        return None
+
+    def refuse_click(self, tx: Transaction, click: Click, refusal: Reason) -> None:
+        tx.record(
+            Action.APPROVAL_REFUSED,
+            actor=click.actor,
+            outcome=Outcome.REFUSED,
+            details={"reason": refusal.value, "kind": click.kind.value},
+            trigger_id=click.trigger_id,
+            team_id=click.team_id,
+            channel_id=click.channel_id,
+        )
+        tx.tell(
+            Notice(
+                kind=NoticeKind.CLICK_REFUSED,
+                reason=refusal,
+                user_id=click.actor.id,
+                channel_id=click.channel_id,
+                response_url=click.response_url,
+            )
+        )
+        self._adopt_or_redraw(tx, click)
+
+    def _adopt_or_redraw(self, tx: Transaction, click: Click) -> None:
+        """See to it that the card that was clicked shows the truth, also if Slack kept us from knowing it."""
+        request = tx.request
+        if request is None or click.message_ts is None:
+            return
+        if request.card_ts is None:
+            tx.change(redraw=True, card_channel_id=click.channel_id, card_ts=click.message_ts)
+        elif click.message_ts == request.card_ts:
+            if request.state is not State.PENDING:
+                tx.change(redraw=True)
+        else:
+            tx.tell(
+                Notice(
+                    kind=NoticeKind.REDRAW,
+                    user_id=click.actor.id,
+                    channel_id=click.channel_id,
+                    message_ts=click.message_ts,
+                )
+            )
+
+    def settle(self, request_id: int, *, verdict: Verdict, reason: str, actor: Actor) -> CancelRequest | None:
+        """Write down what a named person found at Upbit. None if there is no such request.
+
+        Raises IllegalTransition unless the request is unresolved, StoreError.
+        """
+        with self._store.transaction(request_id) as tx:
+            if tx.request is None:
+                return None
+            return tx.move(
+                Action.OUTCOME_SETTLED,
+                actor=actor,
+                details={"verdict": verdict.value, "reason": reason},
+                settled_verdict=verdict.value,
+                settled_by=actor.id,
+                settled_reason=reason,
+                ended_at=tx.now,
+            )
+
+    def _has_decided(self, click: Click) -> bool:
+        request = self._store.read(click.request_id) if click.request_id is not None else None
+        decisions = request.decided(click.kind) if request else ()
+        return any(decision.actor.id == click.actor.id for decision in decisions)
+
+    @staticmethod
+    def _read_again(read: Callable[[], T]) -> T:
+        try:
+            return read()
+        except StoreError as error:
+            raise CommitInDoubt(str(error)) from None
+
+    # The exchange's lane
+
+    def advance(self, request_id: int) -> float | None:
+        """Do what is due at the exchange; returns in how many seconds to be called again, or None. Raises StoreError.
+
+        A lane that somebody else holds is left to them.
+        """
+        lease = self._store.lease(request_id, Lane.EXCHANGE)
+        if lease is None:
+            return None
+        step = Step(due_in_s=0.0)
+        request = self._store.read(request_id)
+        assert request is not None
+        try:
+            for _ in range(MAX_STEPS):
+                step = self._step(lease, request)
+                request = step.request or request
+                if step.due_in_s != 0.0:
+                    break
+        except Overtaken:
+            return None
+        return self._store.release(lease, due_in_s=step.due_in_s, seen_revision=request.revision)
+
+    def _step(self, lease: Lease, request: CancelRequest) -> "Step":
+        match request.state:
+            case State.REQUESTED:
+                return self._open(lease, request)
+            case State.PENDING:
+                return self._expire(lease)
+            case State.APPROVED:
+                return self._send(lease, request)
+            case State.SENDING | State.ACCEPTED | State.UNRESOLVED:
+                return self._look(lease, request)
+            case _:
+                return Step(due_in_s=None)
+
+    def _open(self, lease: Lease, request: CancelRequest) -> "Step":
+        """requested: read the order; ask for approval, or say why not."""
+        if self._policy.nobody_can_approve(request.requester):
+            return self._refuse(lease, Reason.NOBODY_CAN_APPROVE)
+        answer = self._exchange.get_order(request.order_uuid)
+        match answer:
+            case Found(order=order):
+                reason = refusal_of(order)
+                if reason is not None:
+                    return self._refuse(lease, reason, order=order, call=answer.call)
+                return self._ask(lease, order)
+            case Refused(name="order_not_found"):
+                return self._refuse(lease, Reason.ORDER_NOT_FOUND, call=answer.call)
+            case Refused(name="out_of_scope"):
+                return self._refuse(lease, Reason.KEY_LACKS_VIEW, call=answer.call)
+            case Refused(retry_after_s=None, name=name) if name != "nonce_used":
+                return self._refuse(lease, Reason.EXCHANGE_REFUSED, call=answer.call, cause=name)
+            case Refused() | NotSent() | Unknown():
+                return self._read_later(lease, request, answer)
+            case _:
+                assert_never(answer)
+
+    def _ask(self, lease: Lease, order: Order) -> "Step":
+        with self._store.transaction(lease.request_id, lease=lease) as tx:
+            request = _locked(tx)
+            approvers = self._policy.approvers_of(request.requester)
+            opened = tx.move(
+                Action.REQUEST_OPENED,
+                details={
+                    "order": _order_json(order),
+                    "approvals_required": self._policy.approvals_required,
+                    "approvers": list(approvers),
+                },
+                order=order,
+                order_now=order,
+                looked_at=tx.now,
+                approvals_required=self._policy.approvals_required,
+                approvers=approvers,
+                opened_at=tx.now,
+                expires_at=tx.now + self._approval_ttl,
+                response_url=None,
+                attempts=0,
+            )
+        return Step(request=opened, due_in_s=self._approval_ttl.total_seconds())
+
+    def _refuse(
+        self,
+        lease: Lease,
+        reason: Reason,
+        *,
+        order: Order | None = None,
+        call: Call | None = None,
+        cause: str | None = None,
+    ) -> "Step":
+        with self._store.transaction(lease.request_id, lease=lease) as tx:
+            return Step(request=self._move_to_refused(tx, reason, order=order, call=call, cause=cause), due_in_s=None)
+
+    @staticmethod
+    def _move_to_refused(
+        tx: Transaction,
+        reason: Reason,
+        *,
+        order: Order | None = None,
+        call: Call | None = None,
+        cause: str | None = None,
+    ) -> CancelRequest:
+        request = _locked(tx)
+        details: dict[str, Json] = {"reason": reason.value}
+        if cause is not None:
+            details["error"] = cause
+        if order is not None:
+            details["order"] = _order_json(order)
+        if call is not None:
+            details["call"] = _call_json(call)
+        refused = tx.move(
+            Action.REQUEST_REFUSED,
+            outcome=Outcome.REFUSED,
+            details=details,
+            cause=reason.value if cause is None else f"{reason.value}:{cause}",
+            order_now=order or request.order_now,
+            response_url=None,
+            ended_at=tx.now,
+        )
+        tx.tell(
+            Notice(
+                kind=NoticeKind.REQUEST_REFUSED,
+                reason=reason,
+                user_id=request.requester.id,
+                channel_id=request.channel_id,
+                response_url=request.response_url,
+            )
+        )
+        return refused
+
+    def _read_later(self, lease: Lease, request: CancelRequest, answer: Refused | NotSent | Unknown) -> "Step":
+        with self._store.transaction(lease.request_id, lease=lease) as tx:
+            waited = tx.now - request.created_at
+            if waited >= UNREACHABLE_AFTER:
+                cause = answer.name if isinstance(answer, Refused) else answer.cause
+                refused = self._move_to_refused(tx, Reason.EXCHANGE_UNREACHABLE, call=answer.call, cause=cause)
+                return Step(request=refused, due_in_s=None)
+            if waited >= SLOW_AFTER:
+                tx.tell(
+                    Notice(
+                        kind=NoticeKind.STILL_READING,
+                        user_id=request.requester.id,
+                        channel_id=request.channel_id,
+                        response_url=request.response_url,
+                    )
+                )
+        wait_s = max(_gap(READING_GAPS_S, request.attempts, READING_GAP_S), _retry_after_s(answer))
+        return Step(due_in_s=min(wait_s, (UNREACHABLE_AFTER - waited).total_seconds()))
+
+    def _expire(self, lease: Lease) -> "Step":
+        """pending: nothing to do until somebody decides or the time is over."""
+        with self._store.transaction(lease.request_id, lease=lease) as tx:
+            request = _locked(tx)
+            if request.state is not State.PENDING:
+                return Step(request=request, due_in_s=0.0)
+            assert request.expires_at is not None
+            left_s = (request.expires_at - tx.now).total_seconds()
+            if left_s > 0:
+                return Step(request=request, due_in_s=left_s)
+            expired = tx.move(Action.REQUEST_EXPIRED, details={"reason": Reason.EXPIRED.value}, ended_at=tx.now)
+        return Step(request=expired, due_in_s=None)
+
+    def _send(self, lease: Lease, request: CancelRequest) -> "Step":
+        """approved: commit that it is being sent, then send it once."""
+        nonce = self._new_nonce()
+        with self._store.transaction(lease.request_id, lease=lease) as tx:
+            request = _locked(tx)
+            if request.state is not State.APPROVED:
+                return Step(request=request, due_in_s=0.0)
+            assert request.send_before is not None
+            if tx.now >= request.send_before:
+                return Step(request=self._move_to_lapsed(tx), due_in_s=None)
+            sending = tx.move(
+                Action.CANCEL_SENT,
+                details={
+                    "method": "DELETE",
+                    "path": "/v1/order",
+                    "uuid": request.order_uuid,
+                    "nonce": nonce,
+                    "attempt": request.sends + 1,
+                },
+                sends=request.sends + 1,
+                unanswered=request.unanswered + 1,
+                sent_at=tx.now,
+                doubt=None,
+            )
+        committed_at = self._monotonic()
+        answer = self._cancel(sending, nonce=nonce, not_after=committed_at + SEND_GRACE_S)
+        try:
+            return self._record_answer(lease, answer)
+        except Overtaken:
+            self._record_late(lease.request_id, answer)
+            raise
+
+    def _cancel(self, request: CancelRequest, *, nonce: str, not_after: float) -> CancelAnswer:
+        if self._monotonic() > not_after:
+            # The process stood still after its commit; by now somebody else may have concluded something.
+            call = Call(method="DELETE", path="/v1/order", nonce=nonce, query_hash="")
+            return NotSent(cause="stalled", call=call, retry_after_s=0.0)
+        return self._exchange.cancel_order(request.order_uuid, nonce=nonce)
+
+    @staticmethod
+    def _move_to_lapsed(tx: Transaction) -> CancelRequest:
+        return tx.move(
+            Action.REQUEST_LAPSED,
+            outcome=Outcome.FAILED,
+            details={"reason": Reason.TOO_LATE_TO_SEND.value},
+            cause=Reason.TOO_LATE_TO_SEND.value,
+            ended_at=tx.now,
+        )
+
+    def _record_answer(self, lease: Lease, answer: CancelAnswer) -> "Step":
+        with self._store.transaction(lease.request_id, lease=lease) as tx:
+            request = _locked(tx)
+            answered: dict[str, Any] = {"unanswered": request.unanswered - 1}
+            details: dict[str, Json] = {"call": _call_json(answer.call)}
+            match answer:
+                case Accepted(order=order):
+                    moved = tx.move(
+                        Action.CANCEL_ACCEPTED,
+                        details={**details, "order": _order_json(order)},
+                        accepted_at=tx.now,
+                        order_now=order,
+                        looked_at=tx.now,
+                        attempts=0,
+                        **answered,
+                    )
+                    return Step(request=moved, due_in_s=LOOK_GAPS_S[0])
+                case NotSent() | Refused(retry_after_s=float()):
+                    return self._send_later(tx, answer, details)
+                case Refused(proves_nothing_happened=True, name=name) if request.unanswered == 1:
+                    return Step(request=self._move_to_rejected(tx, name, details, **answered), due_in_s=None)
+                case Refused(name=name):
+                    tx.record(
+                        Action.CANCEL_DOUBTED,
+                        outcome=Outcome.UNKNOWN,
+                        details={**details, "error": name},
+                        doubt=name,
+                        attempts=0,
+                        **answered,
+                    )
+                case Unknown(cause=cause):
+                    tx.record(
+                        Action.CANCEL_UNANSWERED,
+                        outcome=Outcome.UNKNOWN,
+                        details={**details, "error": cause},
+                        attempts=0,
+                    )
+                case _:
+                    assert_never(answer)
+            return Step(request=_locked(tx), due_in_s=LOOK_GAPS_S[0])
+
+    def _send_later(self, tx: Transaction, answer: NotSent | Refused, details: dict[str, Json]) -> "Step":
+        """It surely did nothing: back to approved, to be sent again while there is time."""
+        request = _locked(tx)
+        cause = answer.cause if isinstance(answer, NotSent) else answer.name
+        approved = tx.move(
+            Action.CANCEL_UNSENT,
+            outcome=Outcome.FAILED,
+            details={**details, "error": cause},
+            sends=request.sends - 1,
+            unanswered=request.unanswered - 1,
+            cause=cause,
+        )
+        assert request.send_before is not None
+        wait_s = max(_gap(SEND_GAPS_S, request.attempts, SEND_GAP_S), _retry_after_s(answer))
+        left_s = (request.send_before - tx.now).total_seconds()
+        return Step(request=approved, due_in_s=max(0.001, min(wait_s, left_s)))
+
+    @staticmethod
+    def _move_to_rejected(tx: Transaction, name: str, details: dict[str, Json], **changes: Any) -> CancelRequest:
+        return tx.move(
+            Action.CANCEL_REJECTED,
+            outcome=Outcome.REFUSED,
+            details={**details, "error": name},
+            cause=name,
+            ended_at=tx.now,
+            **changes,
+        )
+
+    def _record_late(self, request_id: int, answer: CancelAnswer) -> None:
+        """The lease was lost while the exchange answered: the looks decide, but what it said is evidence."""
+        with self._store.transaction(request_id) as tx:
+            proof: dict[str, Any] = {"accepted_at": tx.now} if isinstance(answer, Accepted) else {}
+            tx.record(
+                Action.CANCEL_ANSWERED_LATE,
+                outcome=Outcome.UNKNOWN if isinstance(answer, Unknown) else Outcome.OK,
+                details={"call": _call_json(answer.call), "answer": type(answer).__name__.lower()},
+                **proof,
+            )
+
+    def _look(self, lease: Lease, request: CancelRequest) -> "Step":
+        """sending, accepted, unresolved: only the order itself tells what happened."""
+        answer = self._exchange.get_order(request.order_uuid)
+        with self._store.transaction(lease.request_id, lease=lease) as tx:
+            request = _locked(tx)
+            if request.state not in {State.SENDING, State.ACCEPTED, State.UNRESOLVED}:
+                return Step(request=request, due_in_s=0.0)
+            if isinstance(answer, Found):
+                return self._conclude(tx, answer)
+            return self._doubt(tx, answer.call, wait_s=_retry_after_s(answer))
+
+    def _conclude(self, tx: Transaction, answer: Found) -> "Step":
+        request, order = _locked(tx), answer.order
+        details: dict[str, Json] = {"order": _order_json(order), "call": _call_json(answer.call)}
+        seen: dict[str, Any] = {"order_now": order, "looked_at": tx.now}
+        if order.is_canceled:
+            by = request.whose_cancel()
+            details["by"] = by.value
+            moved = tx.move(Action.ORDER_CANCELED, details=details, canceled_by=by.value, ended_at=tx.now, **seen)
+            return Step(request=moved, due_in_s=None)
+        if order.is_done:
+            return Step(request=tx.move(Action.ORDER_FILLED, details=details, ended_at=tx.now, **seen), due_in_s=None)
+        if order.is_open:
+            moved_on = self._conclude_open(tx, details, seen)
+            if moved_on is not None:
+                return moved_on
+        if order != request.order_now:
+            tx.change(redraw=True, **seen)
+        return self._doubt(tx, answer.call, wait_s=0.0)
+
+    def _conclude_open(self, tx: Transaction, details: dict[str, Json], seen: dict[str, Any]) -> "Step | None":
+        """What an open order proves by now, or None if it proves nothing yet."""
+        request = _locked(tx)
+        assert request.sent_at is not None
+        since = tx.now - request.sent_at
+        if since >= FAILED_AFTER:
+            failed = tx.move(
+                Action.CANCEL_FAILED,
+                outcome=Outcome.FAILED,
+                details={**details, "reason": Reason.STILL_OPEN.value},
+                cause=Reason.STILL_OPEN.value,
+                ended_at=tx.now,
+                **seen,
+            )
+            return Step(request=failed, due_in_s=None)
+        if request.state is not State.SENDING:
+            return None
+        if request.doubt is not None and not request.unanswered and since >= DOUBT_SETTLES_AFTER:
+            return Step(request=self._move_to_rejected(tx, request.doubt, details, **seen), due_in_s=None)
+        assert request.send_before is not None
+        may_send_again = request.sends < MAX_SENDS and tx.now < request.send_before
+        if may_send_again and since >= LOST_ANSWER_SETTLES_AFTER:
+            return Step(request=tx.move(Action.ORDER_OPEN, details=details, attempts=0, **seen), due_in_s=0.0)
+        return None
+
+    @staticmethod
+    def _doubt(tx: Transaction, call: Call, *, wait_s: float) -> "Step":
+        """Still nothing certain: look again later, and call people once it has lasted."""
+        request = _locked(tx)
+        assert request.sent_at is not None
+        if request.state is not State.UNRESOLVED and tx.now - request.sent_at >= UNRESOLVED_AFTER:
+            unresolved = tx.move(
+                Action.OUTCOME_UNRESOLVED,
+                outcome=Outcome.UNKNOWN,
+                details={"reason": Reason.NOTHING_CERTAIN.value, "call": _call_json(call)},
+                attempts=0,
+            )
+            return Step(request=unresolved, due_in_s=max(UNRESOLVED_GAPS_S[0], wait_s))
+        if request.state is State.UNRESOLVED:
+            gap_s = _gap(UNRESOLVED_GAPS_S, request.attempts + 1, UNRESOLVED_GAP_S)
+        else:
+            gap_s = _gap(LOOK_GAPS_S, request.attempts + 1, LOOK_GAP_S)
+        return Step(request=request, due_in_s=max(gap_s, wait_s))
+
+    # Slack's lane
+
+    def show(self, request_id: int) -> float | None:
+        """Bring the card and its thread to what the row says; returns when to be called again. Raises StoreError."""
+        lease = self._store.lease(request_id, Lane.SLACK)
+        if lease is None:
+            return None
+        request = self._store.read(request_id)
+        assert request is not None
+        try:
+            due_in_s = self._draw(lease, request)
+        except TryLater as error:
+            due_in_s = max(_gap(SLACK_GAPS_S, request.card_attempts, SLACK_GAP_S), error.retry_after_s)
+        except Overtaken:
+            return None
+        return self._store.release(lease, due_in_s=due_in_s, seen_revision=request.revision)
+
+    def _draw(self, lease: Lease, request: CancelRequest) -> float | None:
+        if request.state in {State.REQUESTED, State.REFUSED}:
+            return None
+        if request.card_ts is None:
+            try:
+                channel_id, ts = self._messenger.post_card(request)
+            except CannotPost as error:
+                self._give_up_card(lease, error)
+                return None
+            with self._store.transaction(lease.request_id) as tx:
+                tx.change(card_channel_id=channel_id, card_ts=ts)
+            request = replace(request, card_channel_id=channel_id, card_ts=ts)
+        elif request.card_shown_revision < request.revision:
+            self._redraw(request)
+        if request.state in SAID_STATES and request.said_state is not request.state:
+            self._say(lease, request)
+        return None
+
+    def _redraw(self, request: CancelRequest) -> None:
+        assert request.card_channel_id is not None
+        assert request.card_ts is not None
+        # A card that Slack will not let us draw any more is a pity; the thread still tells, and the row is the truth.
+        with suppress(CannotPost):
+            self._messenger.redraw_card(request, channel_id=request.card_channel_id, ts=request.card_ts)
+
+    def _give_up_card(self, lease: Lease, error: CannotPost) -> None:
+        """Nobody can see the card, so nobody could approve: a pending request ends here."""
+        with self._store.transaction(lease.request_id) as tx:
+            request = _locked(tx)
+            if request.card_ts is None and request.state is State.PENDING:
+                self._move_to_refused(tx, Reason.CANNOT_POST, cause=error.error)
+            elif request.state in SAID_STATES:
+                self._record_said(tx, request, error=error.error)
+
+    def _say(self, lease: Lease, request: CancelRequest) -> None:
+        error = None
+        ts: str | None = None
+        try:
+            ts = self._messenger.post_verdict(request)
+        except CannotPost as refusal:
+            error = refusal.error
+        with self._store.transaction(lease.request_id) as tx:
+            self._record_said(tx, request, ts=ts, error=error)
+
+    @staticmethod
+    def _record_said(
+        tx: Transaction, request: CancelRequest, *, ts: str | None = None, error: str | None = None
+    ) -> None:
+        details: dict[str, Json] = {"state": request.state.value, "ts": ts}
+        if error is not None:
+            details["error"] = error
+            tx.tell(Notice(kind=NoticeKind.VERDICT, user_id=request.requester.id, channel_id=request.channel_id))
+        tx.record(
+            Action.SUMMARY_POSTED,
+            outcome=Outcome.OK if error is None else Outcome.FAILED,
+            details=details,
+            said_state=request.state.value,
+        )
+
+    # Private lines
+
+    def deliver(self, notice_id: int) -> float | None:
+        """Tell one person what they are owed; returns when to be called again. Raises StoreError."""
+        notice = self._store.lease_notice(notice_id)
+        if notice is None:
+            return None
+        try:
+            if notice.kind is NoticeKind.REDRAW:
+                self._redraw_copy(notice)
+            else:
+                self._messenger.tell(notice)
+        except CannotPost:
+            self._store.finish_notice(notice, given_up=True)
+            return None
+        except TryLater as error:
+            due_in_s = max(_gap(SLACK_GAPS_S, notice.attempts, SLACK_GAP_S), error.retry_after_s)
+            self._store.postpone_notice(notice, due_in_s=due_in_s)
+            return due_in_s
+        self._store.finish_notice(notice, given_up=False)
+        return None
+
+    def _redraw_copy(self, notice: Notice) -> None:
+        if notice.request is not None and notice.message_ts is not None:
+            self._messenger.redraw_card(notice.request, channel_id=notice.channel_id, ts=notice.message_ts)
+
+
+SAID_STATES: Final = frozenset(
+    {
+        State.DENIED,
+        State.EXPIRED,
+        State.LAPSED,
+        State.REJECTED,
+        State.CANCELED,
+        State.FILLED,
+        State.UNRESOLVED,
+        State.FAILED,
+        State.SETTLED,
+    }
+)
+"""The states that the thread is told."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """What one step of `advance` came to: the request as it is now, and when the next step is due.
+
+    0 means at once, in the same call; None means never.
+    """
+
+    due_in_s: float | None
+    request: CancelRequest | None = None
+
+
+def _locked(tx: Transaction) -> CancelRequest:
+    request = tx.request
+    assert request is not None
+    return request
+
+
+def _gap(gaps_s: Sequence[float], attempt: int, last_s: float) -> float:
+    return gaps_s[attempt] if attempt < len(gaps_s) else last_s
+
+
+def _retry_after_s(answer: LookAnswer) -> float:
+    retry_after_s = answer.retry_after_s if isinstance(answer, Refused | NotSent) else None
+    return retry_after_s or 0.0
+
+
+def _order_json(order: Order | None) -> Json:
+    return dict(order.to_json()) if order is not None else None
+
+
+def _call_json(call: Call) -> Json:
+    """The facts of a call, without those that it has not."""
+    facts: dict[str, Json] = {
+        "method": call.method,
+        "path": call.path,
+        "nonce": call.nonce,
+        "query_hash": call.query_hash,
+        "status": call.status,
+        "error": call.error_name,
+        "body": call.body,
+        "remaining_req": call.remaining_req,
+        "elapsed_ms": call.elapsed_ms,
+    }
+    return {name: value for name, value in facts.items() if value is not None}

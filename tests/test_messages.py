@@ -1,0 +1,754 @@
+"""What the bot says: readable snapshots of every state, Slack's limits, and nothing typed that pings or misleads.
+
+After a sentence was changed on purpose: `UPDATE_SNAPSHOTS=1 pytest tests/test_messages.py -n 0`, and read the diff.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from slack_sdk.models.blocks import Block
+
+from bot.domain.audit import Actor, Reason
+from bot.domain.cancel_request import CanceledBy, CancelRequest, Decision, DecisionKind, State, Verdict
+from bot.domain.order import Order
+from bot.slack import messages
+from bot.slack.messages import Message, card, thread_message
+
+SNAPSHOTS: Final = Path(__file__).parent / "snapshots"
+
+UUID = "cdd92199-2897-4e14-9448-f923320408ad"
+ASKED = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
+REQUESTER = Actor(id="U0REQUESTER", name="Requester", team_id="T0HOME")
+APPROVER = Actor(id="U0APPROVER", name="Approver", team_id="T0HOME")
+SECOND = Actor(id="U0SECOND", name="Second", team_id="T0HOME")
+NOTIFY = ("S0TREASURY",)
+
+
+def minutes(count: float) -> datetime:
+    return ASKED + timedelta(minutes=count)
+
+
+SELL = Order.from_json(
+    {
+        "uuid": UUID,
+        "side": "ask",
+        "ord_type": "limit",
+        "price": "95000000.0",
+        "state": "wait",
+        "market": "KRW-BTC",
+        "created_at": "2026-11-23T17:30:00+09:00",
+        "volume": "1.00",
+        "remaining_volume": "1.00",
+        "executed_volume": "0.0",
+        "reserved_fee": "0",
+        "remaining_fee": "0",
+        "paid_fee": "0",
+        "locked": "1.00",
+        "trades_count": 0,
+        "identifier": "desk-7/rebalance",
+        "time_in_force": "post_only",
+        "smp_type": "cancel_maker",
+        "prevented_volume": "0",
+        "prevented_locked": "0",
+    }
+)
+BUY_BY_TOTAL = Order.from_json(
+    {
+        "uuid": UUID,
+        "side": "bid",
+        "ord_type": "price",
+        "price": "1500000",
+        "state": "wait",
+        "market": "KRW-ETH",
+        "created_at": "2026-11-23T17:30:00+09:00",
+        "executed_volume": "0",
+        "reserved_fee": "750",
+        "remaining_fee": "750",
+        "paid_fee": "0",
+        "locked": "1500750",
+        "trades_count": 0,
+    }
+)
+BUY_BEST = replace(BUY_BY_TOTAL, ord_type="best", time_in_force="ioc")
+STRANGE = replace(SELL, side="short", ord_type="iceberg", state="frozen", created_at="yesterday", smp_type="both")
+
+PARTLY = replace(
+    SELL,
+    state="cancel",
+    remaining_volume=Decimal("0.58"),
+    executed_volume=Decimal("0.42"),
+    paid_fee=Decimal("19950.0"),
+    locked=Decimal(0),
+    trades_count=3,
+)
+FILLED = replace(
+    SELL, state="done", remaining_volume=Decimal(0), executed_volume=Decimal("1.00"), locked=Decimal(0), trades_count=5
+)
+
+PENDING = CancelRequest(
+    id=42,
+    order_uuid=UUID,
+    state=State.PENDING,
+    requester=REQUESTER,
+    reason="wrong price",
+    team_id="T0HOME",
+    channel_id="C0DESK",
+    trigger_id="1.2.3",
+    created_at=ASKED,
+    order=SELL,
+    order_now=SELL,
+    looked_at=minutes(0),
+    approvers=(APPROVER.id, SECOND.id),
+    opened_at=minutes(0),
+    expires_at=minutes(30),
+)
+YES = Decision(kind=DecisionKind.APPROVE, actor=APPROVER, decided_at=minutes(2))
+YES_TOO = Decision(kind=DecisionKind.APPROVE, actor=SECOND, decided_at=minutes(3))
+NO = Decision(kind=DecisionKind.DENY, actor=APPROVER, decided_at=minutes(2))
+
+REQUESTED = replace(PENDING, state=State.REQUESTED, order=None, order_now=None, looked_at=None, expires_at=None)
+REFUSED = replace(REQUESTED, state=State.REFUSED)
+APPROVED = replace(PENDING, state=State.APPROVED, decisions=(YES,), approved_at=minutes(2), send_before=minutes(7))
+SENDING = replace(APPROVED, state=State.SENDING, sends=1, unanswered=1, sent_at=minutes(2))
+ACCEPTED = replace(SENDING, state=State.ACCEPTED, unanswered=0, accepted_at=minutes(2.1))
+CANCELED = replace(
+    ACCEPTED,
+    state=State.CANCELED,
+    order_now=PARTLY,
+    looked_at=minutes(2.2),
+    canceled_by=CanceledBy.THIS_REQUEST,
+    ended_at=minutes(2.2),
+)
+
+CASES: Final[Mapping[str, CancelRequest]] = {
+    "requested": REQUESTED,
+    "pending": PENDING,
+    "pending_one_of_two": replace(PENDING, approvals_required=2, decisions=(YES,), reason=""),
+    "pending_buy_by_total": replace(PENDING, order=BUY_BY_TOTAL, order_now=BUY_BY_TOTAL),
+    "pending_best_bid": replace(PENDING, order=BUY_BEST, order_now=BUY_BEST),
+    "pending_unknown_words": replace(PENDING, order=STRANGE, order_now=STRANGE),
+    "pending_many_approvers": replace(PENDING, approvers=tuple(f"U{n:03}" for n in range(200))),
+    "refused_cannot_post": replace(REFUSED, cause="cannot_post:not_in_channel"),
+    "refused_already_done": replace(REFUSED, cause="already_done", order_now=FILLED),
+    "approved": APPROVED,
+    "approved_again": replace(APPROVED, sends=1),
+    "denied": replace(PENDING, state=State.DENIED, decisions=(NO,)),
+    "expired": replace(PENDING, state=State.EXPIRED, approvals_required=2, decisions=(YES,)),
+    "lapsed": replace(APPROVED, state=State.LAPSED, cause="too_late_to_send"),
+    "lapsed_after_a_try": replace(APPROVED, state=State.LAPSED, sends=1, unanswered=1),
+    "sending": SENDING,
+    "accepted": ACCEPTED,
+    "rejected": replace(SENDING, state=State.REJECTED, unanswered=0, cause="out_of_scope"),
+    "rejected_unknown_name": replace(SENDING, state=State.REJECTED, unanswered=0, cause="new_error_name"),
+    "canceled_partly": CANCELED,
+    "canceled_whole": replace(CANCELED, order_now=replace(SELL, state="cancel", locked=Decimal(0))),
+    "canceled_buy_by_total": replace(
+        CANCELED,
+        order=BUY_BY_TOTAL,
+        order_now=replace(BUY_BY_TOTAL, state="cancel", executed_volume=Decimal("0.1234")),
+    ),
+    "canceled_unproven": replace(CANCELED, accepted_at=None, unanswered=1, canceled_by=CanceledBy.UNPROVEN),
+    "canceled_elsewhere": replace(CANCELED, accepted_at=None, canceled_by=CanceledBy.ELSEWHERE),
+    "canceled_with_smp": replace(
+        CANCELED,
+        order_now=replace(PARTLY, remaining_volume=None, prevented_volume=Decimal("0.1")),
+    ),
+    "filled": replace(ACCEPTED, state=State.FILLED, order_now=FILLED, looked_at=minutes(2.2)),
+    "unresolved": replace(SENDING, state=State.UNRESOLVED),
+    "unresolved_accepted": replace(ACCEPTED, state=State.UNRESOLVED),
+    "failed": replace(ACCEPTED, state=State.FAILED, looked_at=minutes(12), cause="still_open"),
+    "settled": replace(
+        SENDING,
+        state=State.SETTLED,
+        settled_verdict=Verdict.OPEN,
+        settled_by="cli:operator",
+        settled_reason="seen in the app",
+    ),
+}
+
+CLICKS: Final = (
+    Reason.NOT_AN_APPROVER,
+    Reason.OWN_REQUEST,
+    Reason.UNKNOWN_REQUEST,
+    Reason.UNKNOWN_BUTTON,
+    Reason.OTHER_WORKSPACE,
+    Reason.NOT_YET_PENDING,
+    Reason.ALREADY_DECIDED,
+    Reason.EXPIRED,
+)
+COMMANDS: Final = (
+    Reason.USAGE,
+    Reason.NOT_A_UUID,
+    Reason.NOT_A_REQUESTER,
+    Reason.OTHER_WORKSPACE,
+    Reason.ORDER_HAS_OPEN_REQUEST,
+    Reason.TOO_MANY_OPEN_REQUESTS,
+)
+REQUESTS: Final = (
+    Reason.ORDER_NOT_FOUND,
+    Reason.ALREADY_DONE,
+    Reason.ALREADY_CANCELED,
+    Reason.NOT_OPEN,
+    Reason.KEY_LACKS_VIEW,
+    Reason.EXCHANGE_REFUSED,
+    Reason.EXCHANGE_UNREACHABLE,
+    Reason.CANNOT_POST,
+    Reason.NOBODY_CAN_APPROVE,
+)
+UPBIT_ERRORS: Final = (
+    "validation_error",
+    "invalid_parameter",
+    "bad_request",
+    "QUERY_PARAMETER_NOT_SUPPORTED",
+    "invalid_query_payload",
+    "jwt_verification",
+    "no_authorization_token",
+    "invalid_access_key",
+    "expired_access_key",
+    "no_authorization_ip",
+    "no_authorization_i_p",
+    "nonce_used",
+    "out_of_scope",
+    "order_not_found",
+    "too_many_requests",
+    "banned",
+)
+SLACK_ERRORS: Final = ("not_in_channel", "channel_not_found", "is_archived", "restricted_action_read_only_channel")
+
+
+# --- Snapshots ------------------------------------------------------------------------------------------------------
+
+
+def check_snapshot(name: str, text: str) -> None:
+    path = SNAPSHOTS / f"{name}.txt"
+    if os.environ.get("UPDATE_SNAPSHOTS") == "1":
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    assert path.exists(), f"no snapshot {name}: see the top of this file"
+    assert text == path.read_text(encoding="utf-8")
+
+
+def in_words(message: Message | None) -> str:
+    """A message as a reviewer reads it: the blocks from top to bottom, then the notification."""
+    if message is None:
+        return "(nothing)\n"
+    blocks = "\n\n".join("\n".join(_block_lines(block)) for block in message.blocks)
+    metadata = f"\nmetadata: {json.dumps(message.metadata)}" if message.metadata else ""
+    return f"{blocks}\n\n[notification]\n{message.text}\n{metadata}".rstrip() + "\n"
+
+
+def _block_lines(block: dict[str, Any]) -> list[str]:
+    match block:
+        case {"type": "header", "text": {"text": text}}:
+            return [f"# {text}"]
+        case {"type": "section", "text": {"text": text}}:
+            return [str(text)]
+        case {"type": "section", "fields": fields}:
+            return ["| " + field["text"].replace("\n", " | ") for field in fields]
+        case {"type": "context", "elements": elements}:
+            return [f"({element['text']})" for element in elements]
+        case {"type": "actions", "elements": elements}:
+            return [line for element in elements for line in _button_lines(element)]
+        case _:
+            raise AssertionError(f"no words for {block}")
+
+
+def _button_lines(button: dict[str, Any]) -> list[str]:
+    style = f", {button['style']}" if "style" in button else ""
+    lines = [f"[{button['text']['text']}]  {button['action_id']}={button['value']}{style}"]
+    if confirm := button.get("confirm"):
+        lines.append(f"   asks: {confirm['title']['text']} {confirm['text']['text']}")
+        lines.append(f"   [{confirm['confirm']['text']}] [{confirm['deny']['text']}]")
+    return lines
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_state_reads_as_agreed(name: str) -> None:
+    """Someone who decides about real money reads these words: a change of them is a change of the product."""
+    request = CASES[name]
+    shown = in_words(card(request, notify=NOTIFY))
+    said = in_words(thread_message(request, notify=NOTIFY))
+    check_snapshot(name, f"===== the card =====\n{shown}\n===== the thread =====\n{said}")
+
+
+def test_the_private_lines_read_as_agreed() -> None:
+    """Every refusal says what happened and the next step; all of them side by side show when two sound alike."""
+    check_snapshot("private_lines", "\n".join(f"{name}\n    {line}\n" for name, line in _private_lines()))
+
+
+def _private_lines() -> Iterator[tuple[str, str]]:
+    for reason in COMMANDS:
+        yield f"command: {reason}", _command(reason)
+    yield "command: recorded", messages.recorded(42)
+    yield "command: nothing done", messages.nothing_was_done()
+    yield "command: in doubt", messages.in_doubt()
+    yield "command: starting", messages.starting()
+    for reason in CLICKS:
+        yield f"click: {reason}", _click(reason)
+    for name in ("denied", "approved", "canceled_partly", "pending_one_of_two", "refused_already_done"):
+        yield f"click: too late, {name}", messages.click_refused(Reason.ALREADY_DECIDED, CASES[name])
+    yield "notice: still reading", messages.still_reading(REQUESTED)
+    for reason in REQUESTS:
+        yield f"request: {reason}", _request(reason)
+    for error in SLACK_ERRORS:
+        refused = replace(REFUSED, cause=f"cannot_post:{error}")
+        yield f"request: cannot_post, {error}", messages.request_refused(refused)
+    for error in UPBIT_ERRORS:
+        refused = replace(REFUSED, cause=f"exchange_refused:{error}")
+        yield f"request: exchange_refused, {error}", messages.request_refused(refused, said="키가 없습니다")
+    yield "notice: the thread cannot be posted", messages.summary_elsewhere(CASES["filled"])
+
+
+def _command(reason: Reason) -> str:
+    link = messages.permalink("https://desk.slack.com/", "C0DESK", "1790000000.000100")
+    return messages.command_refused(reason, open_request=PENDING, link=link, text="abc", limit=20)
+
+
+def _click(reason: Reason) -> str:
+    late = replace(PENDING, state=State.DENIED, decisions=(NO,))
+    return messages.click_refused(reason, late if reason is Reason.ALREADY_DECIDED else PENDING)
+
+
+def _request(reason: Reason) -> str:
+    return messages.request_refused(replace(REFUSED, cause=reason.value))
+
+
+def test_no_snapshot_is_left_over() -> None:
+    """A file that nothing writes any more would be read as a promise."""
+    assert {path.stem for path in SNAPSHOTS.glob("*")} == {*CASES, "private_lines"}
+
+
+# --- Every state and reason has its words ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", State)
+def test_every_state_has_a_card_with_buttons_only_while_pending(state: State) -> None:
+    """A button that stays after the decision is clicked again; a state without a card is silence."""
+    shown = card(replace(CANCELED, state=state), notify=NOTIFY)
+    buttons = [element for block in shown.blocks if block["type"] == "actions" for element in block["elements"]]
+    if state is State.PENDING:
+        assert [button["action_id"] for button in buttons] == ["approve", "deny"]
+        assert {button["value"] for button in buttons} == {"42"}
+    else:
+        assert not buttons
+    assert shown.metadata == {"event_type": "cancel_request", "event_payload": {"request_id": 42}}
+    assert "#42" in shown.text
+
+
+@pytest.mark.parametrize("state", State)
+def test_those_to_notify_are_called_by_a_new_card_and_in_trouble_only(state: State) -> None:
+    """Whoever is called for everything stops listening."""
+    request = replace(CANCELED, state=state)
+    said = thread_message(request, notify=NOTIFY)
+    assert ("S0TREASURY" in json.dumps(card(request, notify=NOTIFY).blocks)) == (state is State.PENDING)
+    assert ("S0TREASURY" in (said.text if said else "")) == (
+        state in {State.LAPSED, State.REJECTED, State.UNRESOLVED, State.FAILED}
+    )
+
+
+@pytest.mark.parametrize("state", State)
+def test_the_thread_speaks_when_a_verdict_is_there(state: State) -> None:
+    """The requester is mentioned with the outcome, and nobody is mentioned for what is only under way."""
+    said = thread_message(replace(CANCELED, state=state), notify=())
+    under_way = {State.REQUESTED, State.PENDING, State.REFUSED, State.APPROVED, State.SENDING, State.ACCEPTED}
+    assert (said is None) == (state in under_way)
+    if said:
+        assert "<@U0REQUESTER>" in said.text
+        assert "<@U0APPROVER>" in said.text
+
+
+@pytest.mark.parametrize(
+    ("reasons", "sentence"),
+    [(COMMANDS, _command), (CLICKS, _click), (REQUESTS, _request)],
+    ids=["command", "click", "request"],
+)
+def test_each_reason_has_a_sentence_of_its_own(reasons: tuple[Reason, ...], sentence: Callable[[Reason], str]) -> None:
+    """Two refusals that read alike leave the person without the next step."""
+    assert len({sentence(reason) for reason in reasons}) == len(reasons)
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_any_reason_anywhere_still_gets_a_sentence(reason: Reason) -> None:
+    """A reason added tomorrow must not turn an answer into silence."""
+    assert messages.command_refused(reason)
+    assert messages.click_refused(reason, None)
+    assert messages.click_refused(reason, PENDING)
+    assert _request(reason)
+
+
+def test_the_loser_hears_who_won_and_when() -> None:
+    """Without the name the two approvers do not know that it was not the bot that refused."""
+    for decision, state in ((NO, State.DENIED), (YES, State.ACCEPTED)):
+        line = messages.click_refused(Reason.ALREADY_DECIDED, replace(PENDING, state=state, decisions=(decision,)))
+        assert "<@U0APPROVER>" in line
+        assert messages.when(decision.decided_at) in line
+
+
+# --- No more than the fields prove ----------------------------------------------------------------------------------
+
+
+def first_sentence(**fields: Any) -> str:
+    said = thread_message(replace(CANCELED, order_now=replace(PARTLY, **fields)), notify=())
+    assert said
+    return said.text.split(" Upbit had", maxsplit=1)[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({}, "*Canceled:* 0.58 of 1 BTC; 0.42 BTC had been filled."),
+        ({"remaining_volume": None}, "*Canceled:* 0.58 of 1 BTC; 0.42 BTC had been filled."),
+        ({"volume": None}, "*Canceled:* 0.58 BTC; 0.42 BTC had been filled."),
+        ({"executed_volume": None}, "*Canceled:* 0.58 of 1 BTC; how much had been filled is not known."),
+        ({"volume": None, "remaining_volume": None}, "*Canceled.* 0.42 BTC had been filled."),
+        ({"remaining_volume": None, "executed_volume": Decimal(2)}, "*Canceled.* 2 BTC had been filled."),
+        (
+            {"remaining_volume": None, "prevented_volume": Decimal("0.1")},
+            "*Canceled.* 0.42 BTC had been filled. Self-match prevention (SMP) at Upbit canceled 0.1 BTC.",
+        ),
+        (
+            {"volume": None, "remaining_volume": None, "executed_volume": None},
+            "*Canceled.* How much had been filled is not known.",
+        ),
+    ],
+)
+def test_a_canceled_volume_is_named_only_where_it_is_proven(fields: dict[str, Any], sentence: str) -> None:
+    """A wrong number of coins is worse than none: traders act on it at once."""
+    assert first_sentence(**fields) == sentence
+
+
+@pytest.mark.parametrize("state", sorted(set(State) - {State.CANCELED, State.SETTLED}))
+def test_no_other_state_claims_that_the_order_was_canceled(state: State) -> None:
+    """Accepted is not canceled, and neither is sent, refused, late or unknown."""
+    request = replace(ACCEPTED, state=state)
+    for message in (card(request, notify=()), thread_message(request, notify=())):
+        if message:
+            assert "*Canceled" not in message.text
+            assert "is canceled." not in message.text.replace("whether the order is canceled", "")
+
+
+def test_no_change_is_denied_where_nobody_looked_again() -> None:
+    """That nothing has changed is a claim about the exchange, and needs a look after the request was opened."""
+    unseen = thread_message(CASES["expired"], notify=())
+    seen = thread_message(CASES["failed"], notify=())
+    assert unseen
+    assert "changed" not in unseen.text
+    assert seen
+    assert "When last seen, nothing in the order had changed" in seen.text
+
+
+def test_whose_cancel_it_was_is_told_in_three_ways() -> None:
+    """An auditor asks who canceled; "the bot" is true in one case only."""
+    lines = {
+        thread.text for by in CanceledBy if (thread := thread_message(replace(CANCELED, canceled_by=by), notify=()))
+    }
+    assert len(lines) == 3
+    assert sum("Upbit had accepted this request's cancel" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("987654321.12345678", "987,654,321.12345678 BTC"),
+        ("95000000.0", "95,000,000 BTC"),
+        ("1E+8", "100,000,000 BTC"),
+        ("1E-8", "0.00000001 BTC"),
+        ("0.00", "0 BTC"),
+        ("-0.0", "0 BTC"),
+        ("100", "100 BTC"),
+        ("-12.50", "-12.5 BTC"),
+    ],
+)
+def test_an_amount_keeps_every_digit(value: str, text: str) -> None:
+    """Floats lose digits and 1E+8 is read wrongly; both have cost people money."""
+    assert messages.amount(Decimal(value), "BTC") == text
+
+
+@given(value=st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**25), max_value=10**25))
+def test_an_amount_reads_back_as_itself(value: Decimal) -> None:
+    """Exact digits, whatever the number."""
+    shown = messages.amount(value, "")
+    assert Decimal(shown.replace(",", "")) == value
+    assert "E" not in shown.upper()
+
+
+@pytest.mark.parametrize(
+    ("created_at", "shown"),
+    [
+        ("2026-11-23T17:30:00+09:00", "<!date^1795422600^{date_short_pretty} {time}|2026-11-23 08:30 UTC>"),
+        ("2026-11-23T17:30:00", "`2026-11-23T17:30:00`"),
+        ("yesterday", "`yesterday`"),
+        ("0001-01-01T00:00:00+09:00", "`0001-01-01T00:00:00+09:00`"),
+        ("<!channel>", "`&lt;!channel&gt;`"),
+    ],
+)
+def test_a_time_that_is_none_is_shown_as_it_came(created_at: str, shown: str) -> None:
+    """Guessing a time zone would put the order at another time."""
+    blocks = card(replace(PENDING, order_now=replace(SELL, created_at=created_at)), notify=()).blocks
+    assert f"*Placed*\n{shown}" in [field["text"] for block in blocks for field in block.get("fields", ())]
+
+
+# --- Nothing foreign leaves its place -------------------------------------------------------------------------------
+
+MARK = "☠"
+FRAGMENTS: Final = (
+    "<!channel>", "<!here|here>", "<@UEVIL>", "<#CEVIL>", "<https://evil.example|click>", "https://evil.example",
+    "`", "```", "*APPROVED*", "_x_", "&lt;!channel&gt;", "&", "<", ">", "|", "\n", "\r\n> quote", "\u202e", "\u200b",
+    "\u2028", "\x00", "\x1b[31m", "\ud800", "😀", "@channel", ":tada:", "x" * 300, "{uuid}", "%s", "\U0001d4b3" * 40,
+)  # fmt: skip
+
+OURS: Final = re.compile(
+    r"<@(?P<person>U[0-9A-Z]+)>|<!subteam\^(?P<group>S[0-9A-Z]+)>|<#C0DESK>"
+    r"|<!date\^\d+\^\{date_short_pretty\} \{time\}\|[0-9: UTC-]+>"
+)
+CODE: Final = re.compile(r"`[^`\n]+`")
+
+
+def assert_contained(text: str) -> None:
+    """Nothing but our own mentions and times is active, and what was marked as foreign stands in a code span."""
+    for found in OURS.finditer(text):
+        if person := found["person"]:
+            assert person in {"U0REQUESTER", "U0APPROVER", "U0SECOND"} or re.fullmatch(r"U\d{3}", person)
+        if group := found["group"]:
+            assert group == "S0TREASURY"
+    bare = OURS.sub("", text)
+    assert "<" not in bare
+    assert ">" not in bare
+    assert not re.search(r"&(?!(?:amp|lt|gt);)", bare)
+    rest = CODE.sub("", bare)
+    assert "`" not in rest
+    assert MARK not in rest
+    assert not re.search(r"[\u202a-\u202e\u2066-\u2069\u200b-\u200f\x00-\x09\x0b-\x1f\ud800-\udfff]", text)
+
+
+def texts_of(node: object) -> Iterator[tuple[str, str]]:
+    """Every text object under the node: its type and its text."""
+    if isinstance(node, dict):
+        if node.get("type") in {"mrkdwn", "plain_text"}:
+            yield node["type"], node["text"]
+        for value in node.values():
+            yield from texts_of(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from texts_of(value)
+
+
+def length(text: str) -> int:
+    """As Slack might count at worst: an emoji as two."""
+    return len(text.encode("utf-16-le", "surrogatepass")) // 2
+
+
+def assert_valid(blocks: list[dict[str, Any]]) -> None:
+    """Slack's limits: https://docs.slack.dev/reference/block-kit/blocks."""
+    assert 1 <= len(blocks) <= 50
+    for text, limit in limited_texts(blocks):
+        assert 1 <= length(text["text"]) <= limit
+    for parsed in Block.parse_all(blocks):
+        parsed.validate_json()
+        parsed.to_dict()
+
+
+def limited_texts(blocks: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], int]]:
+    """Every text object with the length that it may have."""
+    for block in blocks:
+        match block:
+            case {"type": "header", "text": text}:
+                yield text, 150
+            case {"type": "section", "text": text}:
+                yield text, 3000
+            case {"type": "section", "fields": fields}:
+                assert 1 <= len(fields) <= 10
+                yield from ((field, 2000) for field in fields)
+            case {"type": "context", "elements": elements}:
+                assert 1 <= len(elements) <= 10
+                yield from ((element, 3000) for element in elements)
+            case {"type": "actions", "elements": buttons}:
+                assert 1 <= len(buttons) <= 25
+                for button in buttons:
+                    yield from limited_button_texts(button)
+            case _:
+                raise AssertionError(f"unknown block {block}")
+
+
+def limited_button_texts(button: dict[str, Any]) -> Iterator[tuple[dict[str, Any], int]]:
+    assert len(button["value"]) <= 2000
+    yield button["text"], 75
+    if confirm := button.get("confirm"):
+        yield confirm["title"], 100
+        yield confirm["text"], 300
+        yield confirm["confirm"], 30
+        yield confirm["deny"], 30
+
+
+def assert_message(message: Message) -> None:
+    assert_valid(message.blocks)
+    assert 1 <= length(message.text) <= 4000
+    assert_contained(message.text)
+    for kind, text in texts_of(message.blocks):
+        # A confirm dialog may cut a code span of foreign text open; in plain text nothing is active.
+        if kind == "mrkdwn":
+            assert_contained(text)
+    json.dumps([message.text, message.blocks]).encode()
+
+
+foreign = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=20), max_size=8).map(
+    lambda parts: MARK + "".join(parts)
+)
+words = st.one_of(
+    foreign.map(lambda text: text[:200]), st.sampled_from(["ask", "bid", "limit", "wait", "done", "best"])
+)
+amounts = st.none() | st.decimals(
+    allow_nan=False, allow_infinity=False, min_value=Decimal("-1e30"), max_value=Decimal("1e30")
+)
+moments = st.datetimes(datetime(2020, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - made aware
+orders = st.builds(
+    Order,
+    uuid=st.just(UUID),
+    side=words,
+    ord_type=words,
+    state=words,
+    market=st.just("KRW-BTC") | foreign.map(lambda text: f"{text[:90]}-{text[:90]}"),
+    created_at=words | st.just("2026-11-23T17:30:00+09:00"),
+    **dict.fromkeys(
+        (
+            "price",
+            "volume",
+            "remaining_volume",
+            "executed_volume",
+            "reserved_fee",
+            "remaining_fee",
+            "paid_fee",
+            "locked",
+            "prevented_volume",
+            "prevented_locked",
+        ),
+        amounts,
+    ),
+    trades_count=st.none() | st.integers(0, 10**30),
+    time_in_force=st.none() | words,
+    identifier=st.none() | foreign.map(lambda text: text[:200]),
+    smp_type=st.none() | words,
+)
+decisions = st.lists(
+    st.builds(
+        Decision,
+        kind=st.sampled_from(DecisionKind),
+        actor=st.sampled_from([REQUESTER, APPROVER, SECOND]),
+        decided_at=moments,
+    ),
+    max_size=20,
+).map(tuple)
+requests = st.builds(
+    CancelRequest,
+    id=st.integers(1, 2**63),
+    order_uuid=st.just(UUID),
+    state=st.sampled_from(State),
+    requester=st.just(REQUESTER),
+    reason=st.just("") | foreign | foreign.map(lambda text: (text * 500)[:4000]),
+    team_id=st.just("T0HOME"),
+    channel_id=st.just("C0DESK") | foreign,
+    trigger_id=st.just("1.2.3"),
+    created_at=moments,
+    order=st.none() | orders,
+    order_now=st.none() | orders,
+    looked_at=st.none() | moments,
+    approvals_required=st.integers(1, 5),
+    approvers=st.integers(0, 200).map(lambda count: tuple(f"U{n:03}" for n in range(count))),
+    expires_at=st.none() | moments,
+    send_before=st.none() | moments,
+    sent_at=st.none() | moments,
+    accepted_at=st.none() | moments,
+    sends=st.integers(0, 3),
+    decisions=decisions,
+    cause=st.none()
+    | foreign
+    | st.sampled_from([*Reason, *UPBIT_ERRORS])
+    | foreign.map(lambda text: f"cannot_post:{text}"),
+    canceled_by=st.none() | st.sampled_from(CanceledBy),
+    settled_verdict=st.none() | st.sampled_from(Verdict),
+    settled_by=st.none() | foreign.map(lambda text: f"cli:{text}"),
+    settled_reason=st.none() | foreign,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(request=requests)
+def test_nothing_typed_or_sent_pings_links_or_breaks_a_limit(request: CancelRequest) -> None:
+    """Slack refuses a card that is too long, and `<!channel>` in a reason would wake up the company."""
+    shown = card(request, notify=NOTIFY)
+    assert_message(shown)
+    if said := thread_message(request, notify=NOTIFY):
+        assert_message(said)
+    lines = [messages.summary_elsewhere(request, notify=NOTIFY), messages.still_reading(request)]
+    lines += [messages.click_refused(reason, request) for reason in CLICKS]
+    lines.append(messages.request_refused(request, said=request.reason))
+    lines.append(messages.command_refused(Reason.ORDER_HAS_OPEN_REQUEST, open_request=request, link=request.reason))
+    lines.append(messages.command_refused(Reason.NOT_A_UUID, text=request.reason))
+    for line in lines:
+        assert_contained(line)
+        assert 1 <= length(line) <= 4000
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_example_is_what_slack_takes(name: str) -> None:
+    """The snapshots show words; this looks at the JSON."""
+    assert_message(card(CASES[name], notify=NOTIFY))
+    if said := thread_message(CASES[name], notify=NOTIFY):
+        assert_message(said)
+
+
+@given(text=foreign, limit=st.integers(1, 400))
+def test_a_cut_never_leaves_half_an_escaped_character(text: str, limit: int) -> None:
+    """`&l` would be shown as it is, and `&` alone is not what Slack asks for."""
+    short = messages.cut(messages.escape(text), limit)
+    assert len(short) <= limit
+    assert not re.search(r"&(?!(?:amp|lt|gt);)", short)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("AT&T <b>", "AT&amp;T &lt;b&gt;"),
+        ("one\ntwo\t three", "one two three"),
+        ("`code`", "'code'"),
+        ("100\u202e$", "100\ufffd$"),
+        ("half \ud83d", "half \ufffd"),
+    ],
+)
+def test_what_was_typed_stays_readable(text: str, shown: str) -> None:
+    """Escaped for Slack, whole for the reader, and nothing invisible."""
+    assert messages.escape(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("actor", "shown"),
+    [
+        ("U0APPROVER", "<@U0APPROVER>"),
+        ("W0ENTERPRISE", "<@W0ENTERPRISE>"),
+        ("S0TREASURY", "<!subteam^S0TREASURY>"),
+        ("cli:operator", "`cli:operator`"),
+        ("U1> <!channel", "`U1&gt; &lt;!channel`"),
+    ],
+)
+def test_only_an_id_becomes_a_mention(actor: str, shown: str) -> None:
+    """A mention is made of Slack's own id or not at all."""
+    assert messages.mention(actor) == shown
+
+
+def test_a_link_leads_to_the_card_or_is_none() -> None:
+    """The address comes from Slack; anything else is left out."""
+    link = messages.permalink("https://desk.slack.com/", "C0DESK", "1790000000.000100")
+    assert link == "https://desk.slack.com/archives/C0DESK/p1790000000000100"
+    refused = messages.command_refused(Reason.ORDER_HAS_OPEN_REQUEST, open_request=PENDING, link="x|<!channel>")
+    assert "<!channel>" not in refused
+    assert "request #42" in refused
