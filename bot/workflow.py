@@ -113,9 +113,9 @@ class CommandAnswer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Click:
-    """A press on Approve or Deny. `request_id` is None where the button's value is not ours."""
+    """A press on a button. `request_id` is None where its value is not ours, `kind` where the button is not."""
 
-    kind: DecisionKind
+    kind: DecisionKind | None
     request_id: int | None
     actor: Actor
     team_id: str
@@ -383,11 +383,12 @@ class CancelWorkflow:
             return None
 
     def _decide(self, tx: Transaction, click: Click) -> Reason | None:
-        request = tx.request
-        refusal = self._policy.refusal(request, click.actor, click.kind, tx.now)
-        if request is None or refusal is not None:
-            self.refuse_click(tx, click, refusal or Reason.UNKNOWN_REQUEST)
-            return refusal or Reason.UNKNOWN_REQUEST
+        if click.kind is None:
+            return self._refuse_click(tx, click, Reason.UNKNOWN_BUTTON)
+        refusal = self._policy.refusal(tx.request, click.actor, click.kind, tx.now)
+        if refusal is not None:
+            return self._refuse_click(tx, click, refusal)
+        request = _locked(tx)
         tx.decide(click.kind, click.actor)
         if click.kind is DecisionKind.APPROVE:
             tx.move(
@@ -405,12 +406,12 @@ class CancelWorkflow:
         self._adopt_or_redraw(tx, click)
         return None
 
-    def refuse_click(self, tx: Transaction, click: Click, refusal: Reason) -> None:
+    def _refuse_click(self, tx: Transaction, click: Click, refusal: Reason) -> Reason:
         tx.record(
             Action.APPROVAL_REFUSED,
             actor=click.actor,
             outcome=Outcome.REFUSED,
-            details={"reason": refusal.value, "kind": click.kind.value},
+            details={"reason": refusal.value, "kind": click.kind.value if click.kind else None},
             trigger_id=click.trigger_id,
             team_id=click.team_id,
             channel_id=click.channel_id,
@@ -425,6 +426,7 @@ class CancelWorkflow:
             )
         )
         self._adopt_or_redraw(tx, click)
+        return refusal
 
     def _adopt_or_redraw(self, tx: Transaction, click: Click) -> None:
         """See to it that the card that was clicked shows the truth, also if Slack kept us from knowing it."""
@@ -446,27 +448,9 @@ class CancelWorkflow:
                 )
             )
 
-    def settle(self, request_id: int, *, verdict: Verdict, reason: str, actor: Actor) -> CancelRequest | None:
-        """Write down what a named person found at Upbit. None if there is no such request.
-
-        Raises IllegalTransition unless the request is unresolved, StoreError.
-        """
-        with self._store.transaction(request_id) as tx:
-            if tx.request is None:
-                return None
-            return tx.move(
-                Action.OUTCOME_SETTLED,
-                actor=actor,
-                details={"verdict": verdict.value, "reason": reason},
-                settled_verdict=verdict.value,
-                settled_by=actor.id,
-                settled_reason=reason,
-                ended_at=tx.now,
-            )
-
     def _has_decided(self, click: Click) -> bool:
         request = self._store.read(click.request_id) if click.request_id is not None else None
-        decisions = request.decided(click.kind) if request else ()
+        decisions = request.decided(click.kind) if request and click.kind else ()
         return any(decision.actor.id == click.actor.id for decision in decisions)
 
     @staticmethod
@@ -870,6 +854,7 @@ class CancelWorkflow:
             with self._store.transaction(lease.request_id) as tx:
                 tx.change(card_channel_id=channel_id, card_ts=ts)
             request = replace(request, card_channel_id=channel_id, card_ts=ts)
+            self._redraw(request)
         elif request.card_shown_revision < request.revision:
             self._redraw(request)
         if request.state in SAID_STATES and request.said_state is not request.state:
@@ -942,6 +927,25 @@ class CancelWorkflow:
     def _redraw_copy(self, notice: Notice) -> None:
         if notice.request is not None and notice.message_ts is not None:
             self._messenger.redraw_card(notice.request, channel_id=notice.channel_id, ts=notice.message_ts)
+
+
+def settle(store: Store, request_id: int, *, verdict: Verdict, reason: str, actor: Actor) -> CancelRequest | None:
+    """Write down what a named person found at Upbit. None if there is no such request.
+
+    Raises IllegalTransition unless the request is unresolved, StoreError.
+    """
+    with store.transaction(request_id) as tx:
+        if tx.request is None:
+            return None
+        return tx.move(
+            Action.OUTCOME_SETTLED,
+            actor=actor,
+            details={"verdict": verdict.value, "reason": reason},
+            settled_verdict=verdict.value,
+            settled_by=actor.id,
+            settled_reason=reason,
+            ended_at=tx.now,
+        )
 
 
 SAID_STATES: Final = frozenset(

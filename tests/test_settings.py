@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from bot.settings import (
@@ -561,6 +562,7 @@ def test_no_secret_shows_in_any_form_of_the_settings() -> None:
     assert json.loads(settings.model_dump_json())["slack_bot_token"] == "**********"
 
 
+@hypothesis_settings(deadline=None)  # the first example also imports what the parsing needs
 @given(st.sampled_from([row.variable for row in settings_table()]), st.text(max_size=30))
 def test_no_fault_repeats_the_value_that_is_wrong(variable: str, text: str) -> None:
     """Any variable may hold a secret by mistake, and faults are printed on terminals and in logs."""

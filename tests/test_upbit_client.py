@@ -639,6 +639,25 @@ def test_a_handshake_that_fails_is_not_sent(script: Callable[[RawServer, socket.
     assert lasted_s < 0.7
 
 
+def test_the_deadline_counts_the_resolver_the_connection_and_the_handshake_together() -> None:
+    """Three limits one after the other would keep people waiting for three times as long."""
+    never = threading.Event()
+
+    def slow(host: str, port: int) -> Sequence[str]:
+        never.wait(0.3)
+        return ["127.0.0.1"]
+
+    with RawServer(says_nothing) as server:
+        url = server.url.replace("http://127.0.0.1", "https://upbit.invalid")
+        with client_of(url, resolve=slow, deadline_s=0.5) as client:
+            began_at = time.monotonic()
+            answer = cancel(client)
+            lasted_s = time.monotonic() - began_at
+    assert isinstance(answer, NotSent)
+    assert answer.cause == "tls_handshake"
+    assert 0.45 < lasted_s < 0.5 * 1.1 + 0.15
+
+
 # Unknown
 
 

@@ -1,8 +1,8 @@
 """The audit: every action there is, the event that records one, and the hash that chains events.
 
-An event is kept as canonical JSON text, and that stored text is what is hashed:
-the hash is SHA-256 over the hash before, a newline and the entry. The text equals RFC 8785 for what we put in it: text, whole numbers,
-booleans, null, lists and objects with ASCII keys, and never a float.
+An event is kept as canonical JSON text, and that stored text is what is hashed: the hash is SHA-256 over the hash
+before it, a newline and the text. The text equals RFC 8785 for what we put in it: text, whole numbers, booleans, null,
+lists and objects with ASCII keys, and never a float.
 """
 
 import hashlib

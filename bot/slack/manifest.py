@@ -9,10 +9,9 @@ from urllib.parse import urlsplit
 SLACK_PATH: Final = "/slack/events"
 
 SCOPES: Final = (
-    "chat:write",  # cards, summaries, private answers
+    "chat:write",  # cards, summaries, private answers; with a user's id as the channel also direct messages
     "chat:write.public",  # cards in public channels that nobody invited the bot to
     "commands",  # /cancel
-    "im:write",  # direct messages, the last way to tell somebody something privately
 )
 
 

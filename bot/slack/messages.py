@@ -369,7 +369,7 @@ def summary_elsewhere(request: CancelRequest, *, notify: Sequence[str] = ()) -> 
 # --- The card -------------------------------------------------------------------------------------------------------
 
 
-def card(request: CancelRequest, *, notify: Sequence[str]) -> Message:
+def card(request: CancelRequest, *, notify: Sequence[str], is_new: bool = False) -> Message:
     """The message in the channel, for the request as it is now. Only a pending one has buttons and calls `notify`."""
     headline = _headline(request)
     story = _story(request)
@@ -379,7 +379,7 @@ def card(request: CancelRequest, *, notify: Sequence[str]) -> Message:
         facts = [("Order", literal(request.order_uuid))]
     reason = f"*Reason:* {literal(request.reason, REASON_CHARS)}" if request.reason.strip() else "*Reason:* none given"
     asked = f"*Asked by:* {mention(request.requester.id)} {when(request.created_at)}"
-    lines = [asked, *_approval_lines(request)]
+    lines = [asked, *_approval_lines(request, is_new=is_new)]
     if request.looked_at:
         lines.append(f"*Order last seen:* {when(request.looked_at)}")
     pending = request.state is State.PENDING
@@ -445,11 +445,17 @@ def _story(request: CancelRequest) -> str:
     return _STORIES[request.state](request)
 
 
-def _approval_lines(request: CancelRequest) -> list[str]:
-    """How far the approval is, or who decided and when."""
+def _approval_lines(request: CancelRequest, *, is_new: bool) -> list[str]:
+    """How far the approval is, or who decided and when.
+
+    A name in a new message calls that person; one that an edit brings does not. So a new card counts the approvers,
+    and the redrawn one names them: who may approve is not who is called.
+    """
     lines: list[str] = []
     if request.state is State.PENDING:
-        lines.append(f"*Approvals:* {_count(request)}, from any of {_people(request.approvers) or 'nobody'}")
+        count = len(request.approvers)
+        named = f"{count} approver" + ("s" if count != 1 else "") if is_new else _people(request.approvers)
+        lines.append(f"*Approvals:* {_count(request)}, from any of {named or 'nobody'}")
         if request.expires_at:
             lines.append(f"*Expires:* {when(request.expires_at)}")
     if decided := _decisions(request):

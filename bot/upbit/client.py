@@ -17,7 +17,6 @@ https://global-docs.upbit.com/reference/order-cancel, https://global-docs.upbit.
 import json
 import re
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -264,17 +263,16 @@ class _Attempt:
     def left_s(self) -> float:
         return self._ends_at - time.monotonic()
 
-    def waits_on(self, sock: socket.socket) -> None:
-        """From now on the watchdog shuts down this socket. Raises TimeoutError where the time is up already."""
+    def writes_to(self, sock: socket.socket) -> None:
+        """The first byte goes out next, and from now on the watchdog can shut down the socket.
+
+        Raises TimeoutError where the time is up already: then nothing goes out.
+        """
         with self._lock:
             if self.expired:
                 raise TimeoutError
             self._socket = sock
-
-    def writes_to(self, sock: socket.socket) -> None:
-        """The first byte goes out next. Raises TimeoutError where the time is up: then none does."""
-        self.waits_on(sock)
-        self.written = True
+            self.written = True
 
     def expire(self) -> None:
         with self._lock:
@@ -396,6 +394,7 @@ class _PlainConnection(HTTPConnection):
     """A connection that tells its attempt how far it came, and connects within what is left of the total deadline."""
 
     def _new_conn(self) -> socket.socket:
+        """A connected socket. Its errors are urllib3's, as the caller expects: it passes over some OSErrors."""
         attempt = _ATTEMPT.get()
         try:
             attempt.stage = "dns"
@@ -410,12 +409,16 @@ class _PlainConnection(HTTPConnection):
         for address in addresses:
             if (left_s := attempt.left_s()) <= 0:
                 break
+            timeout_s = min(self.timeout or left_s, left_s)
             try:
-                timeout_s = min(self.timeout or left_s, left_s)
-                return create_connection((address, self.port), timeout_s, socket_options=self.socket_options)
+                sock = create_connection((address, self.port), timeout_s, socket_options=self.socket_options)
             except OSError as error:
                 attempt.stage = "connect_timeout" if isinstance(error, TimeoutError) else "connect_failed"
                 last_error = error
+            else:
+                # Python's ssl counts a time-out over the whole handshake, so this one needs no watchdog.
+                sock.settimeout(max(min(timeout_s, attempt.left_s()), 0.001))
+                return sock
         raise last_error
 
     def send(self, data: Any) -> None:
@@ -429,15 +432,10 @@ class _PlainConnection(HTTPConnection):
 class _TlsConnection(_PlainConnection, HTTPSConnection):
     """The same under TLS."""
 
-
-class _TlsSocket(ssl.SSLSocket):
-    """A socket whose handshake the watchdog can end too."""
-
-    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - the signature is ssl's
-        attempt = _ATTEMPT.get()
-        attempt.stage = "tls_handshake"
-        attempt.waits_on(self)
-        super().do_handshake(block)
+    def _new_conn(self) -> socket.socket:
+        sock = super()._new_conn()
+        _ATTEMPT.get().stage = "tls_handshake"
+        return sock
 
 
 class _PlainPool(HTTPConnectionPool):
@@ -476,7 +474,6 @@ def _pool(server: SplitResult, *, ca_bundle: str | None, max_connections: int) -
         return _PlainPool(host, server.port, maxsize=max_connections)
     context = create_urllib3_context()
     context.load_verify_locations(ca_bundle or DEFAULT_CA_BUNDLE_PATH)
-    context.sslsocket_class = _TlsSocket
     return _TlsPool(host, server.port, maxsize=max_connections, cert_reqs="CERT_REQUIRED", ssl_context=context)
 
 

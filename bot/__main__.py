@@ -1,0 +1,341 @@
+"""The command line: run | check | migrate | audit list, show, verify | settle | demo | manifest."""
+
+import getpass
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NoReturn, TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from bot.settings import DatabaseSettings, Settings, SettingsError, load_database_settings, load_settings
+
+ENV_FILE: Final = Path(".env")
+FOUND_SOMETHING_WRONG: Final = 1
+
+out = Console(highlight=False, soft_wrap=True, markup=False)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="upbit-cancel-bot")
+def main() -> None:
+    """Cancel orders on Upbit from Slack, with approval and an audit that can prove itself."""
+
+
+@main.command()
+def run() -> None:
+    """Serve Slack: over Socket Mode where SLACK_APP_TOKEN is set, else over HTTP."""
+    from bot.app import Bot, configure_logging  # noqa: PLC0415 - other commands start without Slack's libraries
+    from bot.database.engine import DatabaseInUse, RunLock, sqlite_path  # noqa: PLC0415
+    from bot.database.migration import check_revision, migrate  # noqa: PLC0415
+    from bot.domain.errors import StoreError  # noqa: PLC0415
+    from bot.web.server import serve  # noqa: PLC0415
+
+    settings = _settings()
+    configure_logging(settings.log_level)
+    url = settings.database_url.get_secret_value()
+    path = sqlite_path(url)
+    lock = RunLock(path) if path is not None else None
+    try:
+        if lock is not None:
+            lock.acquire()
+        with _opened(url) as database:
+            if path is not None:
+                migrate(database)
+            check_revision(database)
+    except (DatabaseInUse, StoreError, OSError) as error:
+        _fail(str(error))
+    serve(lambda: Bot(settings), host=settings.host, port=settings.port)
+
+
+@main.command()
+def check() -> None:
+    """Try the settings, the database, Slack and Upbit, without changing anything."""
+    from bot.app import build_notifier, build_upbit_client  # noqa: PLC0415
+    from bot.database.migration import check_revision  # noqa: PLC0415
+    from bot.domain.answer import Found, Refused  # noqa: PLC0415
+    from bot.domain.errors import MessengerError, StoreError  # noqa: PLC0415
+
+    settings = _settings()
+    wrong = 0
+
+    def report(what: str, fault: str | None, fine: str) -> None:
+        nonlocal wrong
+        wrong += fault is not None
+        out.print(f"{'✗' if fault else '✓'} {what}: {fault or fine}")
+
+    report("settings", None, f"{len(settings.approvers)} approvers")
+    url = settings.database_url.get_secret_value()
+    try:
+        _require_database(url)
+        with _opened(url, read_only=True) as database:
+            check_revision(database)
+    except (StoreError, click.ClickException) as error:
+        report("database", str(error), "")
+    else:
+        report("database", None, settings.database_shown)
+    try:
+        identity = build_notifier(settings).who_am_i()
+    except MessengerError as error:
+        report("Slack", f"auth.test failed: {error}", "")
+    else:
+        report("Slack", None, f"workspace {identity.team_id} ({identity.team_url}), bot {identity.bot_user_id}")
+    upbit = build_upbit_client(settings)
+    try:
+        answer = upbit.get_order("00000000-0000-0000-0000-000000000000")
+    finally:
+        upbit.close()
+    match answer:
+        case Found() | Refused(name="order_not_found"):
+            report("Upbit", None, "the key is valid here and may view orders (주문조회)")
+        case Refused(name="out_of_scope"):
+            report("Upbit", "the key may not view orders: give it 주문조회 beside 주문하기", "")
+        case Refused(name=name):
+            report("Upbit", f"refused: {name}", "")
+        case _:
+            report("Upbit", f"no answer to rely on: {answer.cause}", "")
+    if wrong:
+        sys.exit(FOUND_SOMETHING_WRONG)
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the database to the newest revision; create it if need be."""
+    from bot.database.migration import migrate as upgrade  # noqa: PLC0415
+    from bot.domain.errors import StoreError  # noqa: PLC0415
+
+    settings = _database_settings()
+    try:
+        with _opened(settings.database_url.get_secret_value()) as database:
+            revision = upgrade(database)
+    except StoreError as error:
+        _fail(str(error))
+    out.print(f"{settings.database_shown} is at revision {revision}")
+
+
+@main.group()
+def audit() -> None:
+    """Read and verify the audit."""
+
+
+class _Time(click.ParamType[datetime]):
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is no time: write 2026-11-23 or 2026-11-23T09:00:00+09:00", param, ctx)
+        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+@audit.command("list")
+@click.option("--order", "order_uuid", help="Only this order's uuid.")
+@click.option("--request", "request_id", type=click.IntRange(1, 2**62), help="Only this request.")
+@click.option("--actor", help="Only this Slack user id, `system` or `cli:<login>`.")
+@click.option("--market", help="Only this market, such as KRW-BTC.")
+@click.option("--action", help="Only this action, such as cancel.sent.")
+@click.option("--outcome", type=click.Choice(["ok", "refused", "failed", "unknown"]), help="Only this outcome.")
+@click.option("--since", type=_Time(), help="From this time on (UTC unless it says otherwise).")
+@click.option("--until", type=_Time(), help="Before this time.")
+@click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="At most so many.")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def audit_list(*, limit: int, form: str, **wanted: Any) -> None:
+    """List events, newest first."""
+    from bot.database.audit_log import AuditLog, Filter  # noqa: PLC0415
+
+    with _reading() as database:
+        events = AuditLog(database).list(Filter(**wanted), limit=limit)
+    _print_events(events, form)
+
+
+@audit.command("show")
+@click.argument("request_id", type=click.IntRange(1, 2**62), metavar="N")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def audit_show(request_id: int, form: str) -> None:
+    """Tell one request's whole story, oldest first."""
+    from bot.database.audit_log import AuditLog, Filter  # noqa: PLC0415
+
+    with _reading() as database:
+        events = AuditLog(database).list(Filter(request_id=request_id), limit=100_000, newest_first=False)
+    if not events:
+        _fail(f"there is no request #{request_id}")
+    _print_events(events, form)
+
+
+@audit.command("verify")
+def audit_verify() -> None:
+    """Verify the chain of hashes from the first event to the last."""
+    from bot.database.audit_log import AuditLog  # noqa: PLC0415
+
+    with _reading() as database:
+        result = AuditLog(database).verify()
+    if result.fault is not None:
+        _fail(f"the audit does not verify: {result.fault}")
+    out.print(f"{result.events} events verified; the chain ends at {result.head_seq} {result.head_hash}")
+
+
+@main.command()
+@click.argument("request_id", type=click.IntRange(1, 2**62), metavar="N")
+@click.option("--verdict", type=click.Choice(["canceled", "filled", "open"]), required=True, help="What Upbit shows.")
+@click.option("--reason", required=True, help="How you know.")
+def settle(request_id: int, verdict: str, reason: str) -> None:
+    """Write down what became of an unresolved request, after you looked at Upbit yourself."""
+    from bot.database.store import SqlStore  # noqa: PLC0415
+    from bot.domain.audit import Actor  # noqa: PLC0415
+    from bot.domain.cancel_request import Verdict  # noqa: PLC0415
+    from bot.domain.errors import IllegalTransition  # noqa: PLC0415
+    from bot.workflow import settle as settle_request  # noqa: PLC0415
+
+    if not reason.strip():
+        raise click.BadParameter("say how you know", param_hint="--reason")
+    with _reading(read_only=False) as database:
+        try:
+            settled = settle_request(
+                SqlStore(database),
+                request_id,
+                verdict=Verdict(verdict),
+                reason=reason.strip(),
+                actor=Actor(id=f"cli:{_login()}"),
+            )
+        except IllegalTransition:
+            _fail(f"request #{request_id} is not unresolved: see `bot audit show {request_id}`")
+    if settled is None:
+        _fail(f"there is no request #{request_id}")
+    out.print(f"request #{request_id} is settled as {verdict}")
+
+
+@main.command()
+@click.option("--http", "request_url", metavar="URL", help="For HTTP instead of Socket Mode: https://…/slack/events.")
+def manifest(request_url: str | None) -> None:
+    """Print the Slack app's manifest."""
+    from bot.slack.manifest import manifest as build  # noqa: PLC0415
+
+    try:
+        built = build(socket_mode=request_url is None, request_url=request_url)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--http") from None
+    out.print(json.dumps(built, indent=2, ensure_ascii=False))
+
+
+@main.command()
+@click.option("--socket-mode", is_flag=True, help="Let Slack be reached through a WebSocket instead of over HTTP.")
+def demo(*, socket_mode: bool) -> None:
+    """Play the main job against a Slack workspace and an exchange on loopback."""
+    from bot.playground.demo import play  # noqa: PLC0415
+
+    sys.exit(play(socket_mode=socket_mode))
+
+
+# --- What the commands share ----------------------------------------------------------------------------------------
+
+
+def _fail(fault: str) -> NoReturn:
+    click.echo(fault, err=True)
+    sys.exit(FOUND_SOMETHING_WRONG)
+
+
+Loaded = TypeVar("Loaded", bound=DatabaseSettings)
+
+
+def _settings() -> Settings:
+    return _load(load_settings)
+
+
+def _database_settings() -> DatabaseSettings:
+    return _load(load_database_settings)
+
+
+def _load(load: Callable[[Mapping[str, str], Path | None], Loaded]) -> Loaded:
+    try:
+        settings = load(os.environ, ENV_FILE if ENV_FILE.is_file() else None)
+    except SettingsError as error:
+        _fail("\n".join(error.faults))
+    for warning in settings.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    return settings
+
+
+@contextmanager
+def _opened(url: str, *, read_only: bool = False) -> Iterator[Any]:
+    from bot.database.engine import Database  # noqa: PLC0415
+
+    database = Database(url, read_only=read_only)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+@contextmanager
+def _reading(*, read_only: bool = True) -> Iterator[Any]:
+    """The database, which must be there at the right revision."""
+    from bot.database.migration import check_revision  # noqa: PLC0415
+    from bot.domain.errors import StoreError  # noqa: PLC0415
+
+    url = _database_settings().database_url.get_secret_value()
+    _require_database(url)
+    try:
+        with _opened(url, read_only=read_only) as database:
+            check_revision(database)
+            yield database
+    except StoreError as error:
+        _fail(str(error))
+
+
+def _require_database(url: str) -> None:
+    from bot.database.engine import sqlite_path  # noqa: PLC0415
+
+    path = sqlite_path(url)
+    if path is not None and not path.is_file():
+        raise click.ClickException(f"there is no database at {path}")
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _print_events(events: list[dict[str, Any]], form: str) -> None:
+    if form == "json":
+        for event in events:
+            sys.stdout.write(json.dumps(event, ensure_ascii=False) + "\n")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("seq", "occurred_at", "action", "outcome", "actor", "request", "order", "details"):
+        table.add_column(heading, overflow="fold")
+    for event in events:
+        table.add_row(
+            str(event["seq"]),
+            event["occurred_at"],
+            event["action"],
+            event["outcome"],
+            _actor(event),
+            "" if event["request_id"] is None else f"#{event['request_id']}",
+            event["order_uuid"] or "",
+            _in_brief(event["details"]),
+        )
+    out.print(table)
+
+
+def _actor(event: dict[str, Any]) -> str:
+    return f"{event['actor']} ({event['actor_name']})" if event["actor_name"] else str(event["actor"])
+
+
+def _in_brief(details: dict[str, Any]) -> str:
+    """The plain facts of an event; the long ones are in the JSON."""
+    return " ".join(f"{name}={value}" for name, value in details.items() if not isinstance(value, dict | list))
+
+
+if __name__ == "__main__":
+    main(prog_name="bot")

@@ -1,0 +1,231 @@
+"""The composition root: from settings to everything wired, started and stopped in order."""
+
+import logging
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+from wsgiref.types import WSGIApplication
+
+import structlog
+from slack_bolt.adapter.socket_mode import SocketModeHandler
+from slack_bolt.adapter.wsgi import SlackRequestHandler
+from slack_sdk import WebClient
+
+from bot.database.engine import Database
+from bot.database.migration import check_revision
+from bot.database.store import SqlStore
+from bot.domain.approval import ApprovalPolicy
+from bot.domain.errors import MessengerError, StoreError, TryLater
+from bot.settings import Settings
+from bot.slack.listeners import Listeners
+from bot.slack.notifier import TIMEOUT_S, Identity, Notifier
+from bot.upbit.client import UpbitClient
+from bot.web.door import SLACK_PATH, Door, Readiness
+from bot.worker import Crew, Job, Worker
+from bot.workflow import CancelWorkflow
+
+log = logging.getLogger(__name__)
+
+EXCHANGE_THREADS: Final = 8
+SLACK_THREADS: Final = 4
+STOP_S: Final = 6.5
+"""A call to Upbit ends within 5 s; gunicorn kills 10 s after SIGTERM, of which answering requests may take 2."""
+
+RETRY_SLACK_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
+
+EXCHANGE_LANE: Final = "exchange"
+SLACK_LANE: Final = "slack"
+NOTICE_LANE: Final = "notice"
+
+
+class Bot:
+    """The wired bot. Nothing runs before `start`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._database = Database(settings.database_url.get_secret_value())
+        self._store = SqlStore(self._database)
+        self._upbit = build_upbit_client(settings)
+        self._notifier = build_notifier(settings)
+        self._workflow = CancelWorkflow(
+            store=self._store,
+            exchange=self._upbit,
+            messenger=self._notifier,
+            policy=build_policy(settings),
+            approval_ttl=settings.approval_ttl,
+            send_within=settings.send_within,
+            new_nonce=lambda: str(uuid.uuid4()),
+        )
+        self._worker = Worker(
+            crews=(
+                Crew(lanes={EXCHANGE_LANE: self._workflow.advance}, threads=EXCHANGE_THREADS),
+                Crew(
+                    lanes={SLACK_LANE: self._workflow.show, NOTICE_LANE: self._workflow.deliver},
+                    threads=SLACK_THREADS,
+                ),
+            ),
+            find_due=self._find_due,
+        )
+        self._identity: Identity | None = None
+        self._stopping = threading.Event()
+        self._socket: SocketModeHandler | None = None
+        self._connector = threading.Thread(target=self._connect, name="connect", daemon=True)
+        self.wsgi: WSGIApplication = self._door()
+
+    def start(self) -> None:
+        """Go to work; Slack may still be away."""
+        self._worker.start()
+        self._connector.start()
+
+    def stop(self) -> None:
+        """End the steps under way; what is not done by then, leases give to the next process."""
+        self._stopping.set()
+        if self._socket is not None:
+            try:
+                self._socket.client.auto_reconnect_enabled = False
+                self._socket.client.disconnect()
+            except Exception:  # noqa: BLE001 - slack_sdk raises as it likes when the other side hangs up meanwhile
+                log.info("the socket was closed from the other side")
+        ended = self._worker.stop(timeout_s=STOP_S)
+        log.info("stopped" if ended else "stopped with steps under way: they are taken up again after their lease")
+        self._upbit.close()
+        self._database.close()
+
+    def nudge(self, request_id: int | None = None) -> None:
+        if request_id is None:
+            self._worker.nudge()
+        else:
+            self._worker.nudge(Job(EXCHANGE_LANE, request_id))
+
+    def tell_now(self, response_url: str, text: str) -> None:
+        def tell() -> None:
+            try:
+                self._notifier.respond(response_url, text)
+            except TryLater as error:
+                log.warning("a person could not be told that nothing was done: %s", error)
+
+        threading.Thread(target=tell, name="tell", daemon=True).start()
+
+    def readiness(self) -> Readiness:
+        checks: dict[str, bool | str] = {
+            "database": self._is_database_ready(),
+            "worker": self._worker.is_alive(),
+            "slack": self._identity is not None,
+        }
+        if self._settings.socket_mode:
+            checks["socket"] = self._socket is not None and bool(self._socket.client.is_connected())
+        return Readiness(checks=checks)
+
+    def _is_database_ready(self) -> bool | str:
+        try:
+            check_revision(self._database)
+        except StoreError as error:
+            return type(error).__name__
+        return True
+
+    def _find_due(self, limit: int) -> Iterable[Job]:
+        due = self._store.due(limit=limit)
+        yield from (Job(EXCHANGE_LANE, request_id) for request_id in due.exchange)
+        yield from (Job(SLACK_LANE, request_id) for request_id in due.slack)
+        yield from (Job(NOTICE_LANE, notice_id) for notice_id in due.notices)
+
+    def _door(self) -> Door:
+        settings = self._settings
+        secret = None if settings.socket_mode else settings.slack_signing_secret.get_secret_value()
+        listeners = Listeners(
+            workflow=self._workflow,
+            afterwards=self,
+            identity=lambda: self._identity,
+            max_open_requests=settings.max_open_requests_per_person,
+        )
+        app = listeners.bolt_app(bot_token=settings.slack_bot_token.get_secret_value(), signing_secret=secret)
+        if settings.socket_mode:
+            self._socket = SocketModeHandler(
+                app,
+                app_token=settings.slack_app_token.get_secret_value(),
+                web_client=WebClient(base_url=settings.slack_api_url, timeout=TIMEOUT_S, retry_handlers=[]),
+            )
+        slack = None if settings.socket_mode else SlackRequestHandler(app, path=SLACK_PATH)
+        return Door(slack=slack, signing_secret=secret, ready=self.readiness)
+
+    def _connect(self) -> None:
+        """Learn who we are, then open the socket; Slack is asked again until it answers."""
+        self._until_done(self._learn_identity, "asking Slack who we are")
+        if self._socket is not None:
+            self._until_done(self._socket.connect, "opening the socket to Slack")
+
+    def _learn_identity(self) -> None:
+        self._identity = self._notifier.who_am_i()
+        log.info("connected to workspace %s", self._identity.team_id)
+
+    def _until_done(self, step: Callable[[], None], what: str) -> None:
+        attempt = 0
+        while not self._stopping.is_set():
+            try:
+                step()
+            except MessengerError as error:
+                log.warning("%s failed: %s", what, error)
+            except Exception as error:  # noqa: BLE001 - slack_sdk's can hold the request: its kind is enough
+                log.warning("%s failed: %s", what, type(error).__name__)
+            else:
+                return
+            self._stopping.wait(RETRY_SLACK_S[min(attempt, len(RETRY_SLACK_S) - 1)])
+            attempt += 1
+
+
+def build_policy(settings: Settings) -> ApprovalPolicy:
+    return ApprovalPolicy(
+        approvers=settings.approvers,
+        requesters=settings.requesters,
+        self_approval=settings.self_approval,
+        max_open_requests_per_person=settings.max_open_requests_per_person,
+    )
+
+
+def build_upbit_client(settings: Settings) -> UpbitClient:
+    return UpbitClient(
+        server_url=settings.upbit_open_api_server_url,
+        access_key=settings.upbit_open_api_access_key.get_secret_value(),
+        secret_key=settings.upbit_open_api_secret_key.get_secret_value(),
+    )
+
+
+def build_notifier(settings: Settings) -> Notifier:
+    return Notifier(
+        token=settings.slack_bot_token.get_secret_value(),
+        api_url=settings.slack_api_url,
+        notify=settings.notify,
+    )
+
+
+CHATTY_LOGGERS: Final = ("slack_sdk", "slack_bolt", "urllib3", "requests", "websockets", "sqlalchemy", "alembic")
+"""Below WARNING these print payloads, headers and statements, or a line for every row."""
+
+
+def configure_logging(level: str) -> None:
+    """One JSON object a line on standard error, for our own lines and the libraries'. Tracebacks without variables."""
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.format_exc_info,
+    ]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.EventRenamer("message"),
+                structlog.processors.JSONRenderer(ensure_ascii=False),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    for name in CHATTY_LOGGERS:
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level]))

@@ -1,0 +1,212 @@
+"""What Slack delivers: read the payload, call the workflow, which commits, then acknowledge.
+
+A listener runs in the request's own thread and does nothing slow: what follows is the worker's.
+"""
+
+import logging
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from slack_bolt import Ack, App
+from slack_bolt.authorization import AuthorizeResult
+
+from bot.domain.audit import Actor, Reason
+from bot.domain.cancel_request import DecisionKind
+from bot.domain.errors import CommitInDoubt, StoreError
+from bot.domain.order import UUID_PATTERN
+from bot.slack import messages
+from bot.slack.notifier import Identity
+from bot.workflow import CancelWorkflow, Click, Command, CommandAnswer
+
+log = logging.getLogger(__name__)
+
+COMMAND: Final = "/cancel"
+KINDS: Final = {messages.ACTION_APPROVE: DecisionKind.APPROVE, messages.ACTION_DENY: DecisionKind.DENY}
+
+MAX_REQUEST_ID_DIGITS: Final = 15
+QUOTES: Final = "`'\"‘’“”*_~<>"  # noqa: RUF001 - Slack and phones put these around what people paste
+
+
+class Afterwards(Protocol):
+    """What happens after the ack, elsewhere."""
+
+    def nudge(self, request_id: int | None = None) -> None:
+        """Something is due."""
+        ...
+
+    def tell_now(self, response_url: str, text: str) -> None:
+        """Tell somebody what could not be written down."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Listeners:
+    """The listeners and what they need. `identity` gives None until Slack has told who we are."""
+
+    workflow: CancelWorkflow
+    afterwards: Afterwards
+    identity: Callable[[], Identity | None]
+    max_open_requests: int
+
+    def bolt_app(self, *, bot_token: str, signing_secret: str | None) -> App:
+        """A Bolt app that asks Slack nothing on its own; without a signing secret, for Socket Mode only."""
+
+        def authorize() -> AuthorizeResult:
+            identity = self.identity()
+            return AuthorizeResult(
+                enterprise_id=None,
+                team_id=identity.team_id if identity else None,
+                bot_user_id=identity.bot_user_id if identity else None,
+                bot_token=bot_token,
+            )
+
+        app = App(
+            name="bot",
+            signing_secret=signing_secret or "",
+            request_verification_enabled=signing_secret is not None,
+            authorize=authorize,
+            process_before_response=True,
+            token_verification_enabled=False,
+        )
+        app.command(COMMAND)(self.on_command)
+        app.action(re.compile(".*", re.DOTALL))(self.on_click)
+        return app
+
+    def on_command(self, ack: Ack, body: dict[str, Any]) -> None:
+        ack(text=self._answer(body), response_type="ephemeral")
+
+    def _answer(self, body: Mapping[str, Any]) -> str:
+        identity = self.identity()
+        if identity is None:
+            return messages.starting()
+        command = parse_command(body)
+        try:
+            answer = self.workflow.command(command, home_team=identity.team_id)
+        except CommitInDoubt as error:
+            log.error("command in doubt: %s", error)  # noqa: TRY400 - the cause is in it, a traceback says no more
+            return messages.in_doubt()
+        except StoreError as error:
+            log.error("command not recorded: %s", error)  # noqa: TRY400
+            return messages.nothing_was_done()
+        if answer.request_id is not None:
+            self.afterwards.nudge(answer.request_id)
+            return messages.recorded(answer.request_id)
+        return self._refused(answer, body, identity)
+
+    def _refused(self, answer: CommandAnswer, body: Mapping[str, Any], identity: Identity) -> str:
+        assert answer.refusal is not None
+        card = answer.open_request
+        link = None
+        if card is not None and card.card_channel_id is not None and card.card_ts is not None:
+            link = messages.permalink(identity.team_url, card.card_channel_id, card.card_ts)
+        return messages.command_refused(
+            answer.refusal,
+            open_request=card,
+            link=link,
+            text=clean(_text(body, "text")),
+            limit=self.max_open_requests,
+        )
+
+    def on_click(self, ack: Ack, body: dict[str, Any]) -> None:
+        click = parse_click(body)
+        try:
+            self.workflow.click(click)
+        except StoreError as error:
+            log.error("click not recorded: %s", error)  # noqa: TRY400
+            if click.response_url is not None:
+                in_doubt = isinstance(error, CommitInDoubt)
+                text = messages.in_doubt() if in_doubt else messages.nothing_was_done()
+                self.afterwards.tell_now(click.response_url, text)
+        else:
+            self.afterwards.nudge(click.request_id)
+        ack()
+
+
+def parse_command(body: Mapping[str, Any]) -> Command:
+    """The command of a slash command's payload: https://docs.slack.dev/interactivity/implementing-slash-commands."""
+    order_uuid, reason, fault = parse_text(clean(_text(body, "text")))
+    team_id = _text(body, "team_id")
+    return Command(
+        trigger_id=_text(body, "trigger_id"),
+        requester=Actor(id=_text(body, "user_id"), name=clean(_text(body, "user_name")), team_id=team_id),
+        team_id=team_id,
+        channel_id=_text(body, "channel_id"),
+        response_url=_text(body, "response_url") or None,
+        order_uuid=order_uuid,
+        reason=reason,
+        fault=fault,
+    )
+
+
+def parse_text(text: str) -> tuple[str | None, str, Reason | None]:
+    """The order's uuid and the reason in what was typed after `/cancel`; or no uuid, the text, and what is wrong."""
+    words = text.split(maxsplit=2)
+    if not words or (len(words) == 1 and words[0].lower() == "help"):
+        return None, text, Reason.USAGE
+    order_uuid = words[0].strip(QUOTES).lower()
+    if not UUID_PATTERN.fullmatch(order_uuid):
+        return None, text, Reason.NOT_A_UUID
+    if len(words) > 1 and UUID_PATTERN.fullmatch(words[1].strip(QUOTES).lower()):
+        return None, text, Reason.USAGE
+    return order_uuid, " ".join(words[1:]), None
+
+
+def parse_click(body: Mapping[str, Any]) -> Click:
+    """The click of a block_actions payload: https://docs.slack.dev/reference/interaction-payloads/block_actions-payload.
+
+    The request is the one whose id the button carries; nothing is read back from the message.
+    """
+    user, action = _object(body, "user"), _first_action(body)
+    container = _object(body, "container")
+    return Click(
+        kind=KINDS.get(_text(action, "action_id")),
+        request_id=parse_request_id(_text(action, "value")),
+        # In a shared channel only the user's own team_id tells that somebody is a guest.
+        actor=Actor(
+            id=_text(user, "id"),
+            name=clean(_text(user, "username") or _text(user, "name")),
+            team_id=_text(user, "team_id"),
+        ),
+        team_id=_text(_object(body, "team"), "id"),
+        channel_id=_text(container, "channel_id") or _text(_object(body, "channel"), "id"),
+        message_ts=_text(container, "message_ts") or None,
+        response_url=_text(body, "response_url") or None,
+        trigger_id=_text(body, "trigger_id") or None,
+    )
+
+
+def parse_request_id(value: str) -> int | None:
+    """The id that a button of ours carries, None for anything else."""
+    is_id = value.isascii() and value.isdecimal() and len(value) <= MAX_REQUEST_ID_DIGITS and not value.startswith("0")
+    return int(value) if is_id else None
+
+
+def clean(text: str) -> str:
+    """Text as every database takes it: no NUL, no lone surrogate; other controls become spaces."""
+    return "".join(_clean_char(char) for char in text).strip()
+
+
+def _clean_char(char: str) -> str:
+    category = unicodedata.category(char)
+    if category == "Cs":
+        return "\ufffd"
+    return " " if category == "Cc" else char
+
+
+def _first_action(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    actions = body.get("actions")
+    first = actions[0] if isinstance(actions, list) and actions else {}
+    return first if isinstance(first, dict) else {}
+
+
+def _object(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = body.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _text(body: Mapping[str, Any], name: str) -> str:
+    value = body.get(name)
+    return clean(value) if isinstance(value, str) else ""

@@ -1,0 +1,184 @@
+"""Speaks to Slack: cards, summaries and private lines, with Slack's errors sorted into the two that matter."""
+
+import logging
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+
+from slack_sdk import WebClient
+from slack_sdk.errors import SlackApiError, SlackClientError
+from slack_sdk.web import SlackResponse
+from slack_sdk.webhook import WebhookClient
+
+from bot.domain.cancel_request import CancelRequest
+from bot.domain.errors import CannotPost, TryLater
+from bot.slack import messages
+from bot.workflow import Notice, NoticeKind
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_S: Final = 5
+"""Per call; slack_sdk's own default of 30 s is as long as a lease."""
+
+PERMANENT_ERRORS: Final = frozenset(
+    {
+        "cannot_dm_bot",
+        "cant_update_message",
+        "channel_not_found",
+        "edit_window_closed",
+        "invalid_blocks",
+        "is_archived",
+        "message_not_found",
+        "messages_tab_disabled",
+        "msg_blocks_too_long",
+        "msg_too_long",
+        "no_text",
+        "not_in_channel",
+        "restricted_action",
+        "restricted_action_non_threadable_channel",
+        "restricted_action_read_only_channel",
+        "restricted_action_thread_locked",
+        "restricted_action_thread_only_channel",
+        "thread_not_found",
+        "user_disabled",
+        "user_not_found",
+        "user_not_in_channel",
+    }
+)
+"""Asking again will not help. Any other word may be about Slack's state, or the token's, and passes.
+
+https://docs.slack.dev/reference/methods/chat.postMessage
+"""
+
+CARD_NAMESPACE: Final = uuid.UUID("7f4c1c0e-3d0b-5f0c-9a51-2f4f6f1f8f5e")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """Who the bot is in which workspace."""
+
+    team_id: str
+    team_url: str
+    bot_user_id: str
+
+
+class Notifier:
+    """The Messenger of `bot.workflow`."""
+
+    def __init__(self, *, token: str, api_url: str, notify: Sequence[str], timeout_s: int = TIMEOUT_S) -> None:
+        # No retry handlers: slack_sdk's would post twice when an answer is lost. The row's due time retries.
+        self._client = WebClient(token=token, base_url=api_url, timeout=timeout_s, retry_handlers=[])
+        self._notify = tuple(notify)
+        self._timeout_s = timeout_s
+
+    def who_am_i(self) -> Identity:
+        """Ask Slack whose token this is. Raises CannotPost (the token is no good), TryLater."""
+        try:
+            answer = self._client.auth_test()
+        except SlackApiError as error:
+            raise _sorted(error, permanent=_TOKEN_ERRORS) from None
+        except (SlackClientError, OSError, ValueError) as error:
+            raise TryLater(type(error).__name__) from None
+        return Identity(team_id=answer["team_id"], team_url=answer["url"], bot_user_id=answer["user_id"])
+
+    def post_card(self, request: CancelRequest) -> tuple[str, str]:
+        """Post the card where the command was typed; returns its channel and ts. Raises CannotPost, TryLater."""
+        card = messages.card(request, notify=self._notify, is_new=True)
+        answer = self._call(
+            self._client.chat_postMessage,
+            channel=request.channel_id,
+            client_msg_id=str(uuid.uuid5(CARD_NAMESPACE, f"{request.team_id}:{request.trigger_id}")),
+            **_content(card),
+        )
+        return answer["channel"], answer["ts"]
+
+    def redraw_card(self, request: CancelRequest, *, channel_id: str, ts: str) -> None:
+        """Raises CannotPost, TryLater."""
+        card = messages.card(request, notify=self._notify)
+        self._call(self._client.chat_update, channel=channel_id, ts=ts, **_content(card))
+
+    def post_verdict(self, request: CancelRequest) -> str:
+        """Raises CannotPost, TryLater."""
+        verdict = messages.thread_message(request, notify=self._notify)
+        assert verdict is not None, f"state {request.state} has no words for the thread"
+        answer = self._call(
+            self._client.chat_postMessage,
+            channel=request.card_channel_id,
+            thread_ts=request.card_ts,
+            **_content(verdict),
+        )
+        ts: str = answer["ts"]
+        return ts
+
+    def tell(self, notice: Notice) -> None:
+        """By the response_url, else as an ephemeral message, else as a direct message. Raises CannotPost, TryLater."""
+        text = self._line(notice)
+        if notice.response_url is not None and self.respond(notice.response_url, text):
+            return
+        if notice.kind is not NoticeKind.VERDICT:
+            try:
+                self._call(self._client.chat_postEphemeral, channel=notice.channel_id, user=notice.user_id, text=text)
+            except CannotPost as error:
+                log.info("not told in the channel", extra={"error": error.error, "user": notice.user_id})
+            else:
+                return
+        self._call(self._client.chat_postMessage, channel=notice.user_id, text=text, unfurl_links=False)
+
+    def respond(self, response_url: str, text: str) -> bool:
+        """Answer privately by Slack's response_url; False if Slack takes it no more. Raises TryLater."""
+        webhook = WebhookClient(response_url, timeout=self._timeout_s, retry_handlers=[])
+        try:
+            answer = webhook.send(text=text, response_type="ephemeral", replace_original=False)
+        except (SlackClientError, OSError, ValueError) as error:
+            raise TryLater(type(error).__name__) from None
+        if answer.status_code == HTTPStatus.TOO_MANY_REQUESTS or answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise TryLater(f"http_{answer.status_code}", retry_after_s=_retry_after_s(answer.headers))
+        return answer.status_code == HTTPStatus.OK
+
+    def _line(self, notice: Notice) -> str:
+        request = notice.request
+        match notice.kind:
+            case NoticeKind.CLICK_REFUSED:
+                assert notice.reason is not None
+                return messages.click_refused(notice.reason, request)
+            case NoticeKind.STILL_READING if request is not None:
+                return messages.still_reading(request)
+            case NoticeKind.REQUEST_REFUSED if request is not None:
+                return messages.request_refused(request, channel_id=notice.channel_id)
+            case NoticeKind.VERDICT if request is not None:
+                return messages.summary_elsewhere(request, notify=self._notify)
+            case _:
+                raise CannotPost("nothing_to_say")
+
+    @staticmethod
+    def _call(method: Callable[..., SlackResponse], **arguments: Any) -> SlackResponse:
+        try:
+            return method(**arguments)
+        except SlackApiError as error:
+            raise _sorted(error, permanent=PERMANENT_ERRORS) from None
+        except (SlackClientError, OSError, ValueError) as error:
+            raise TryLater(type(error).__name__) from None
+
+
+_TOKEN_ERRORS: Final = frozenset({"account_inactive", "invalid_auth", "not_authed", "token_expired", "token_revoked"})
+
+
+def _content(message: messages.Message) -> dict[str, Any]:
+    content = {"text": message.text, "blocks": message.blocks, "unfurl_links": False, "unfurl_media": False}
+    return content if message.metadata is None else {**content, "metadata": message.metadata}
+
+
+def _sorted(error: SlackApiError, *, permanent: frozenset[str]) -> CannotPost | TryLater:
+    answer = error.response
+    word = str(answer.get("error") or "unknown_error")
+    if answer.status_code == HTTPStatus.OK and word in permanent:
+        return CannotPost(word)
+    return TryLater(word, retry_after_s=_retry_after_s(answer.headers))
+
+
+def _retry_after_s(headers: Any) -> float:
+    told = next((value for name, value in headers.items() if name.lower() == "retry-after"), "0")
+    told = told[0] if isinstance(told, list) else told
+    return min(float(told), 3600.0) if str(told).isdecimal() else 0.0

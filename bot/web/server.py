@@ -1,0 +1,74 @@
+"""Serves a WSGI app with gunicorn: one process with 16 threads, which ends what it began when it is told to stop."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+from wsgiref.types import WSGIApplication
+
+from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
+
+THREADS: Final = 16
+GRACEFUL_TIMEOUT_S: Final = 10
+"""From SIGTERM to SIGKILL."""
+
+
+class Site(Protocol):
+    """What is served: built and started in the serving process, stopped when it ends."""
+
+    @property
+    def wsgi(self) -> WSGIApplication: ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class _PlainLogger(Logger):
+    """Leaves handlers and format to the program's own logging."""
+
+    def setup(self, cfg: Any) -> None:
+        self.error_log = logging.getLogger("gunicorn.error")
+        self.access_log = logging.getLogger("gunicorn.access")
+        self.error_log.propagate = True
+        self.access_log.propagate = False
+        self.cfg = cfg
+
+
+class _Gunicorn(BaseApplication):
+    def __init__(self, build: Callable[[], Site], *, host: str, port: int) -> None:
+        self._build = build
+        self._bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._site: Site | None = None
+        super().__init__()
+
+    def load_config(self) -> None:
+        chosen = {
+            "bind": self._bind,
+            "worker_class": "gthread",
+            "workers": 1,
+            "threads": THREADS,
+            "graceful_timeout": GRACEFUL_TIMEOUT_S,
+            "timeout": 30,
+            "keepalive": 5,
+            "accesslog": None,
+            "logger_class": _PlainLogger,
+            "control_socket_disable": True,
+            "worker_exit": lambda _server, _worker: self._stop(),
+        }
+        for name, value in chosen.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        self._site = self._build()
+        self._site.start()
+        return self._site.wsgi
+
+    def _stop(self) -> None:
+        if self._site is not None:
+            self._site.stop()
+
+
+def serve(build: Callable[[], Site], *, host: str, port: int) -> None:
+    """Serve until SIGTERM or SIGINT; returns by SystemExit."""
+    _Gunicorn(build, host=host, port=port).run()

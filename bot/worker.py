@@ -1,0 +1,178 @@
+"""Runs what is due: at once after a nudge, at its time, and after a crash.
+
+One loop asks the database what is due, every second and whenever it is nudged, and hands the ids to threads. The
+threads call the workflow, whose leases see to it that nobody works twice; so a job that is queued twice, or on two
+replicas, does no harm. Waits shorter than the loop's interval are kept here as timers.
+"""
+
+import heapq
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from bot.domain.errors import StoreError
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S: Final = 1.0
+MAX_QUEUED: Final = 1000
+"""Jobs waiting in one lane; what does not fit is found again by the loop."""
+STALE_AFTER_S: Final = 10.0
+"""A loop that has not come round for so long is not alive."""
+
+
+class Job(NamedTuple):
+    lane: str
+    id: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Crew:
+    """The threads of some lanes: what they run, and how many they are. Lanes share a crew that share a neighbour."""
+
+    lanes: Mapping[str, Callable[[int], float | None]]
+    threads: int
+
+
+class Worker:
+    """`find_due(limit)` gives what is due by the database's clock."""
+
+    def __init__(
+        self,
+        *,
+        crews: Iterable[Crew],
+        find_due: Callable[[int], Iterable[Job]],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._crews = tuple(crews)
+        self._find_due = find_due
+        self._monotonic = monotonic
+        self._queues: dict[str, queue.Queue[Job | None]] = {}
+        self._run: dict[str, Callable[[int], float | None]] = {}
+        self._changed = threading.Condition()
+        self._waiting: set[Job] = set()
+        self._timers: list[tuple[float, Job]] = []
+        self._nudged = False
+        self._stopping = False
+        self._came_round_at = monotonic()
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Start the loop and the crews: in the process that serves, after any fork."""
+        for number, crew in enumerate(self._crews):
+            jobs: queue.Queue[Job | None] = queue.Queue(MAX_QUEUED)
+            for lane, run in crew.lanes.items():
+                self._queues[lane], self._run[lane] = jobs, run
+            self._threads += [
+                threading.Thread(target=self._work, args=(jobs,), name=f"crew-{number}-{index}", daemon=True)
+                for index in range(crew.threads)
+            ]
+        self._came_round_at = self._monotonic()
+        self._threads.append(threading.Thread(target=self._loop, name="due", daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    def nudge(self, *jobs: Job) -> None:
+        """Something is due: these jobs at once, and whatever else the database says."""
+        with self._changed:
+            for job in jobs:
+                self._enqueue(job)
+            self._nudged = True
+            self._changed.notify_all()
+
+    def is_alive(self) -> bool:
+        """Whether every thread lives and the loop comes round."""
+        came_round = self._monotonic() - self._came_round_at < STALE_AFTER_S
+        return came_round and all(thread.is_alive() for thread in self._threads)
+
+    def stop(self, *, timeout_s: float) -> bool:
+        """Take nothing new, let the steps under way end; True if they did in time. Leases give back the rest."""
+        deadline = self._monotonic() + timeout_s
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        for crew_queue in set(self._queues.values()):
+            _drain(crew_queue)
+        for crew in self._crews:
+            for _ in range(crew.threads):
+                self._queues[next(iter(crew.lanes))].put(None)
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - self._monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _enqueue(self, job: Job) -> None:
+        if job in self._waiting or self._stopping:
+            return
+        try:
+            self._queues[job.lane].put_nowait(job)
+        except queue.Full:
+            return
+        self._waiting.add(job)
+
+    def _loop(self) -> None:
+        while not self._stopping:
+            self._came_round_at = self._monotonic()
+            try:
+                due = list(self._find_due(MAX_QUEUED))
+            except StoreError as error:
+                log.warning("the database cannot be asked what is due: %s", error)
+                due = []
+            except Exception:
+                log.exception("finding what is due failed")
+                due = []
+            with self._changed:
+                for job in due:
+                    self._enqueue(job)
+                self._wait()
+
+    def _wait(self) -> None:
+        """Until the next round: a nudge, or the interval is over. Timers that ring in between are served."""
+        round_ends_at = self._monotonic() + INTERVAL_S
+        while not (self._stopping or self._nudged):
+            now = self._monotonic()
+            while self._timers and self._timers[0][0] <= now:
+                self._enqueue(heapq.heappop(self._timers)[1])
+            next_at = min(round_ends_at, self._timers[0][0] if self._timers else round_ends_at)
+            if now >= round_ends_at:
+                return
+            self._changed.wait(max(0.0, next_at - now))
+        self._nudged = False
+
+    def _work(self, jobs: "queue.Queue[Job | None]") -> None:
+        while (job := jobs.get()) is not None:
+            with self._changed:
+                self._waiting.discard(job)
+            if self._stopping:
+                return
+            self._do(job)
+
+    def _do(self, job: Job) -> None:
+        # After an error the loop's next round finds the job again: no nudge, so that nothing spins.
+        try:
+            due_in_s = self._run[job.lane](job.id)
+        except StoreError as error:
+            log.warning("put off: %s", error, extra={"lane": job.lane, "job": job.id})
+        except Exception:
+            log.exception("failed", extra={"lane": job.lane, "job": job.id})
+        else:
+            self._come_back(job, due_in_s)
+
+    def _come_back(self, job: Job, due_in_s: float | None) -> None:
+        """Keep the time of a short wait; and what the step has changed may have made another lane due."""
+        with self._changed:
+            if due_in_s is not None and due_in_s < INTERVAL_S and len(self._timers) < MAX_QUEUED:
+                heapq.heappush(self._timers, (self._monotonic() + due_in_s, job))
+            self._nudged = True
+            self._changed.notify_all()
+
+
+def _drain(jobs: "queue.Queue[Job | None]") -> None:
+    try:
+        while True:
+            jobs.get_nowait()
+    except queue.Empty:
+        return

