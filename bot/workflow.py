@@ -44,7 +44,7 @@ SEND_GAP_S: Final = 15.0
 MAX_SENDS: Final = 3
 """DELETEs of one request whose answers were lost."""
 SEND_GRACE_S: Final = 5.0
-"""A DELETE leaves so soon after its `cancel.sent` was committed, or not at all."""
+"""A DELETE leaves so soon after the step began that commits its `cancel.sent`, or not at all."""
 
 DOUBT_SETTLES_AFTER: Final = timedelta(seconds=1)
 """A refusal that proves nothing becomes a rejection if the order is still open so long after it."""
@@ -625,6 +625,7 @@ class CancelWorkflow:
     def _send(self, lease: Lease, request: CancelRequest) -> "Step":
         """approved: commit that it is being sent, then send it once."""
         nonce = self._new_nonce()
+        started_at = self._monotonic()
         with self._store.transaction(lease.request_id, lease=lease) as tx:
             request = _locked(tx)
             if request.state is not State.APPROVED:
@@ -646,8 +647,7 @@ class CancelWorkflow:
                 sent_at=tx.now,
                 doubt=None,
             )
-        committed_at = self._monotonic()
-        answer = self._cancel(sending, nonce=nonce, not_after=committed_at + SEND_GRACE_S)
+        answer = self._cancel(sending, nonce=nonce, not_after=started_at + SEND_GRACE_S)
         try:
             return self._record_answer(lease, answer)
         except Overtaken:
@@ -656,7 +656,7 @@ class CancelWorkflow:
 
     def _cancel(self, request: CancelRequest, *, nonce: str, not_after: float) -> CancelAnswer:
         if self._monotonic() > not_after:
-            # The process stood still after its commit; by now somebody else may have concluded something.
+            # The process stood still; by now somebody else may have concluded something.
             call = Call(method="DELETE", path="/v1/order", nonce=nonce, query_hash="")
             return NotSent(cause="stalled", call=call, retry_after_s=0.0)
         return self._exchange.cancel_order(request.order_uuid, nonce=nonce)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, Protocol
 from wsgiref.types import WSGIApplication
 
@@ -54,6 +55,8 @@ class _Gunicorn(BaseApplication):
             "accesslog": None,
             "logger_class": _PlainLogger,
             "control_socket_disable": True,
+            # A heartbeat file on a disk can stall; and a read-only image has no other place for it.
+            "worker_tmp_dir": "/dev/shm" if Path("/dev/shm").is_dir() else None,  # noqa: S108
             "worker_exit": lambda _server, _worker: self._stop(),
         }
         for name, value in chosen.items():

@@ -1,0 +1,662 @@
+"""A world in which everything goes wrong on purpose: virtual time, two replicas, a seed.
+
+The workflow, the store, the policy and the database are the product's own. The clock, the exchange and Slack are
+simulated; crashes strike at every commit and every call, answers are lost, the exchange refuses, stalls, fills and
+bans, Slack goes away. The same seed makes the same world.
+
+`INVARIANTS` below is what must hold in every world; `check` raises AssertionError with the seed and the audit.
+"""
+
+import json
+import random
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import partial
+from typing import Any, Final
+
+from sqlalchemy import Connection, select
+
+from bot.database.audit_log import AuditLog, Filter
+from bot.database.engine import Database
+from bot.database.migration import migrate
+from bot.database.schema import cancel_requests, notices
+from bot.database.store import SqlStore
+from bot.domain.answer import Accepted, Call, CancelAnswer, Found, LookAnswer, NotSent, Refused, Unknown
+from bot.domain.approval import ApprovalPolicy
+from bot.domain.audit import Action, Actor
+from bot.domain.cancel_request import ENDED_STATES, TRANSITIONS, CancelRequest, DecisionKind, State, Verdict
+from bot.domain.errors import CannotPost, CommitInDoubt, IllegalTransition, NothingDone, StoreError, TryLater
+from bot.domain.order import Order
+from bot.workflow import SAID_STATES, CancelWorkflow, Click, Command, Notice, NoticeKind, settle
+
+START: Final = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
+TEAM: Final = "T0SIM"
+PEOPLE: Final = tuple(Actor(id=f"U0P{n}", name=f"person{n}", team_id=TEAM) for n in range(4))
+GUEST: Final = Actor(id="U0GUEST", name="guest", team_id="T0OTHER")
+APPROVERS: Final = frozenset({"U0P0", "U0P1", "U0P2"})
+CHANNELS: Final = ("C0DESK", "C0CLOSED")
+
+MAX_ROUNDS: Final = 4000
+
+INVARIANTS: Final = (
+    "every move of the audit is in the table, and the row is in the state that its moves lead to",
+    "a request has at most one decision that counts",
+    "each DELETE that the exchange saw was announced by a committed cancel.sent with its nonce",
+    "denied, expired and refused requests, and lapsed ones that were never sent, sent nothing",
+    "canceled means canceled at the exchange, filled means filled there",
+    "by=this_request needs an accepted DELETE; by=elsewhere needs that none of ours took effect",
+    "rejected means that no DELETE of ours took effect",
+    "once the exchange can be asked, every acknowledged request ends",
+    "an acknowledged approval is never forgotten: its request is decided",
+    "the card shows the state of the row; a verdict is in the thread at least once",
+    "verdicts are repeated only after a crash or a lost answer",
+    "nobody is owed a private line for ever",
+    "no transaction is open during a call",
+    "the chain verifies",
+)
+
+
+class Crash(BaseException):
+    """The process dies here."""
+
+
+@dataclass
+class Weather:
+    """How likely each trouble is; fair weather has none."""
+
+    crash: float = 0.0
+    commit: float = 0.0
+    exchange: float = 0.0
+    slack: float = 0.0
+    stall: float = 0.0
+
+    @classmethod
+    def drawn(cls, rng: random.Random) -> "Weather":
+        def some(most: float) -> float:
+            return rng.choice((0.0, most / 4, most))
+
+        return cls(crash=some(0.03), commit=some(0.03), exchange=some(0.5), slack=some(0.4), stall=some(0.03))
+
+
+class StormyDatabase(Database):
+    """The product's database, with a clock of the world's and commits that fail or are the last thing done."""
+
+    def __init__(self, url: str, world: "World") -> None:
+        super().__init__(url, clock=lambda _connection: world.now)
+        self._world = world
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        world = self._world
+        world.transactions += 1
+        try:
+            with super().write() as connection:
+                yield connection
+                world.may_crash("before commit")
+                if world.strikes(world.weather.commit):
+                    world.count("commit failed")
+                    raise world.rng.choice((NothingDone("simulated"), CommitInDoubt("simulated, not committed")))
+        finally:
+            world.transactions -= 1
+        if world.strikes(world.weather.commit / 2):
+            world.count("answer to commit lost")
+            raise CommitInDoubt("simulated, committed")
+        world.may_crash("after commit")
+
+
+@dataclass
+class Book:
+    """The truth about one order, and the DELETEs that came for it."""
+
+    order: Order
+    cancels_at: datetime | None = None
+    nonces: list[str] = field(default_factory=list)
+    effective: list[str] = field(default_factory=list)
+    accepted: list[str] = field(default_factory=list)
+
+    def settle(self, now: datetime) -> None:
+        if self.cancels_at is not None and now >= self.cancels_at and self.order.is_open:
+            self.order = replace(self.order, state="cancel", locked=Decimal(0))
+
+
+class SimulatedExchange:
+    """Upbit with moods, on virtual time. The Exchange of `bot.workflow`."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+        self.books: dict[str, Book] = {}
+        self.is_away = False
+
+    def place(self, state: str = "wait") -> str:
+        rng = self._world.rng
+        order_uuid = str(uuid.UUID(int=rng.getrandbits(128), version=4))
+        order = Order(
+            uuid=order_uuid,
+            side=rng.choice(("bid", "ask")),
+            ord_type="limit",
+            state=state,
+            market=rng.choice(("KRW-BTC", "KRW-ETH")),
+            created_at="2026-11-23T18:00:00+09:00",
+            price=Decimal(1000),
+            volume=Decimal(10),
+            remaining_volume=Decimal(10),
+            executed_volume=Decimal(0),
+        )
+        self.books[order_uuid] = Book(order=order)
+        return order_uuid
+
+    def get_order(self, uuid: str) -> LookAnswer:
+        world = self._world
+        world.call("exchange.get")
+        call = Call(method="GET", path="/v1/order", nonce="look", query_hash="")
+        trouble = self._trouble(call)
+        if trouble is not None:
+            return trouble
+        book = self.books.get(uuid)
+        if book is None or world.strikes(world.weather.exchange / 10):
+            return Refused(name="order_not_found", proves_nothing_happened=False, call=call)
+        book.settle(world.now)
+        return Found(order=book.order, call=call)
+
+    def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
+        world = self._world
+        world.call("exchange.cancel")
+        call = Call(method="DELETE", path="/v1/order", nonce=nonce, query_hash="")
+        trouble = self._trouble(call)
+        if isinstance(trouble, NotSent | Refused):
+            return trouble
+        book = self.books[uuid]
+        if trouble is not None and world.rng.random() < 0.5:
+            return trouble  # lost on the way there
+        book.nonces.append(nonce)
+        book.settle(world.now)
+        answer = self._cancel(book, nonce, call)
+        world.may_crash("after the DELETE")
+        return answer if trouble is None else trouble  # or lost on the way back
+
+    def _cancel(self, book: Book, nonce: str, call: Call) -> CancelAnswer:
+        world, rng = self._world, self._world.rng
+        if not book.order.is_open or book.cancels_at is not None:
+            return Refused(name="order_not_found", proves_nothing_happened=False, call=call)
+        answer = Accepted(order=book.order, call=call)
+        if world.strikes(world.weather.exchange):
+            fate = rng.choice(("fill", "part", "never", "late", "key", "nonce"))
+            world.count(f"exchange {fate}")
+            if fate == "key":
+                return Refused(name="out_of_scope", proves_nothing_happened=True, call=call)
+            if fate == "nonce":
+                return Refused(name="nonce_used", proves_nothing_happened=False, call=call)
+            if fate == "fill":
+                self.fill(book, Decimal(10))
+            if fate == "part":
+                self.fill(book, Decimal(3))
+            if fate == "late":
+                book.cancels_at = world.now + timedelta(seconds=rng.uniform(5, 120))
+        if book.order.is_open and book.cancels_at is None and not (world.storm and rng.random() < 0.03):
+            book.cancels_at = world.now + timedelta(seconds=rng.choice((0.0, 0.2, 2.0)))
+        book.accepted.append(nonce)
+        if book.cancels_at is not None:
+            book.effective.append(nonce)
+        return answer
+
+    @staticmethod
+    def fill(book: Book, volume: Decimal) -> None:
+        if not book.order.is_open:
+            return
+        executed = min(Decimal(10), (book.order.executed_volume or Decimal(0)) + volume)
+        state = "done" if executed == Decimal(10) else "wait"
+        book.order = replace(book.order, executed_volume=executed, remaining_volume=Decimal(10) - executed, state=state)
+
+    def _trouble(self, call: Call) -> Refused | Unknown | NotSent | None:
+        world, rng = self._world, self._world.rng
+        if self.is_away:
+            world.pass_time(rng.choice((0.0, 5.0)))
+            return rng.choice((NotSent(cause="connect_failed", call=call), Unknown(cause="timeout", call=call)))
+        if not world.strikes(world.weather.exchange):
+            return None
+        kind = rng.choice(("timeout", "http_500", "connect_failed", "429", "418"))
+        world.count(f"exchange {kind}")
+        if kind == "timeout":
+            world.pass_time(5.0)
+        if kind == "connect_failed":
+            return NotSent(cause=kind, call=call)
+        if kind == "429":
+            return Refused(name="too_many_requests", proves_nothing_happened=True, call=call, retry_after_s=1.0)
+        if kind == "418":
+            return Refused(name="banned", proves_nothing_happened=True, call=call, retry_after_s=rng.uniform(5, 60))
+        return Unknown(cause=kind, call=call)
+
+
+class SimulatedSlack:
+    """Cards and threads as people see them. The Messenger of `bot.workflow`."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+        self.cards: dict[tuple[str, str], tuple[int, State]] = {}
+        self.verdicts: Counter[tuple[int, State]] = Counter()
+        self.excused: Counter[tuple[int, State]] = Counter()
+        self.lines: list[Notice] = []
+        self.is_away = False
+        self._ts = 0
+
+    def post_card(self, request: CancelRequest) -> tuple[str, str]:
+        lost = self._call("slack.post_card")
+        if request.channel_id == "C0CLOSED":
+            raise CannotPost("not_in_channel")
+        self._ts += 1
+        place = (request.channel_id, f"{self._ts}.000")
+        self.cards[place] = (request.id, request.state)
+        self._after(lost)
+        return place
+
+    def redraw_card(self, request: CancelRequest, *, channel_id: str, ts: str) -> None:
+        lost = self._call("slack.redraw_card")
+        self.cards[channel_id, ts] = (request.id, request.state)
+        self._after(lost)
+
+    def post_verdict(self, request: CancelRequest) -> str:
+        lost = self._call("slack.post_verdict")
+        self._ts += 1
+        told = (request.id, request.state)
+        self.verdicts[told] += 1
+        # Whatever goes wrong between Slack's answer and our commit excuses one repetition.
+        self.excused[told] += 1
+        self._after(lost)
+        return f"{self._ts}.000"
+
+    def tell(self, notice: Notice) -> None:
+        lost = self._call("slack.tell")
+        self.lines.append(notice)
+        self._after(lost)
+
+    def _call(self, name: str) -> bool:
+        world = self._world
+        world.call(name)
+        if self.is_away:
+            raise TryLater("away")
+        if world.strikes(world.weather.slack):
+            world.count("slack")
+            if world.rng.random() < 0.5:
+                raise TryLater("ratelimited", retry_after_s=world.rng.choice((0.0, 1.0, 30.0)))
+            return True
+        return False
+
+    def _after(self, lost: bool) -> None:  # noqa: FBT001 - whether the answer is lost
+        self._world.may_crash("after Slack")
+        if lost:
+            raise TryLater("answer lost")
+
+
+class World:
+    """One seeded history. `run` plays it, `check` judges it."""
+
+    def __init__(self, seed: int, database_url: str, *, commands: int = 12) -> None:
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.now = START
+        self.transactions = 0
+        self.faults: Counter[str] = Counter()
+        self.weather = Weather()
+        self.storm = False
+        self.depth = 0
+        self._commands_left = commands
+        self._triggers = 0
+        self.acked: set[int] = set()
+        self.approved_by_ack: set[int] = set()
+        self.exchange = SimulatedExchange(self)
+        self.slack = SimulatedSlack(self)
+        self.database = StormyDatabase(database_url, self)
+        migrate(self.database)
+        self.store = SqlStore(self.database)
+        self.replicas = [self._replica() for _ in range(2)]
+
+    def _replica(self) -> CancelWorkflow:
+        return CancelWorkflow(
+            store=self.store,
+            exchange=self.exchange,
+            messenger=self.slack,
+            policy=ApprovalPolicy(approvers=APPROVERS, max_open_requests_per_person=5),
+            approval_ttl=timedelta(minutes=30),
+            send_within=timedelta(minutes=5),
+            new_nonce=lambda: f"nonce-{self.rng.getrandbits(64):016x}",
+            monotonic=self._monotonic,
+        )
+
+    # Trouble
+
+    def strikes(self, chance: float) -> bool:
+        return chance > 0 and self.rng.random() < chance
+
+    def count(self, fault: str) -> None:
+        self.faults[fault] += 1
+
+    def may_crash(self, where: str) -> None:
+        if self.strikes(self.weather.crash):
+            self.count(f"crash {where}")
+            raise Crash(where)
+
+    def call(self, name: str) -> None:
+        assert self.transactions == 0, f"a transaction is open during {name}"
+        self.may_crash(f"before {name}")
+        if self.strikes(self.weather.stall):
+            self.count("stall")
+            self._stand_still()
+
+    def _stand_still(self) -> None:
+        """This replica hangs past its lease, and the other one goes on meanwhile."""
+        self.pass_time(self.rng.uniform(31, 60))
+        if self.depth == 0:
+            self._work(rounds=3)
+
+    def _monotonic(self) -> float:
+        if self.strikes(self.weather.stall):
+            self.count("stall before sending")
+            if self.transactions == 0:
+                self._stand_still()
+        return (self.now - START).total_seconds()
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    # What happens
+
+    def run(self) -> None:
+        self.storm = True
+        for _ in range(80):
+            self.weather = Weather.drawn(self.rng)
+            self._something_happens()
+            self._work(rounds=self.rng.randint(0, 6))
+        self.exchange.is_away = self.slack.is_away = self.storm = False
+        self.weather = Weather()
+        self._work(rounds=MAX_ROUNDS, until=self.now + timedelta(hours=3))
+
+    def _something_happens(self) -> None:
+        happenings: list[tuple[int, Callable[[], None]]] = [
+            (6, self._command),
+            (10, self._click),
+            (2, self._fill),
+            (2, self._toggle_exchange),
+            (2, self._toggle_slack),
+            (1, self._jump),
+            (2, self._settle),
+        ]
+        weights = [weight for weight, _ in happenings]
+        self.rng.choices([act for _, act in happenings], weights)[0]()
+
+    def _guarded(self, act: Callable[[], object]) -> bool:
+        """Whether it came to its end: neither a crash nor an error of the database."""
+        try:
+            act()
+        except (Crash, StoreError):
+            return False
+        return True
+
+    def _command(self) -> None:
+        if self._commands_left == 0:
+            return
+        self._commands_left -= 1
+        rng = self.rng
+        known = list(self.exchange.books)
+        order_uuid = rng.choice(
+            [self.exchange.place()] * 20
+            + [self.exchange.place("done"), self.exchange.place("cancel"), str(uuid.UUID(int=rng.getrandbits(128)))]
+            + (known[-2:] if known else [])
+        )
+        self._triggers += 1
+        command = Command(
+            trigger_id=f"trigger-{self._triggers}",
+            requester=rng.choice(PEOPLE),
+            team_id=TEAM,
+            channel_id=rng.choices(CHANNELS, (29, 1))[0],
+            response_url="http://127.0.0.1/response",
+            order_uuid=order_uuid,
+            reason="because",
+        )
+        for _ in range(rng.choice((1, 1, 2))):
+            workflow = rng.choice(self.replicas)
+
+            def ask(workflow: CancelWorkflow = workflow) -> None:
+                answer = workflow.command(command, home_team=TEAM)
+                if answer.request_id is not None:
+                    self.acked.add(answer.request_id)
+
+            self._guarded(ask)
+
+    def _click(self) -> None:
+        shown = list(self.slack.cards.items())
+        if not shown:
+            return
+        for _ in range(self.rng.choice((1, 1, 2, 3))):
+            (channel_id, ts), (request_id, _) = self.rng.choice(shown[-6:])
+            click = Click(
+                kind=self.rng.choice((DecisionKind.APPROVE,) * 8 + (DecisionKind.DENY,)),
+                request_id=self.rng.choice((request_id,) * 9 + (999,)),
+                actor=self.rng.choice((*PEOPLE, *PEOPLE, GUEST)),
+                team_id=TEAM,
+                channel_id=channel_id,
+                message_ts=ts,
+                response_url="http://127.0.0.1/response",
+                trigger_id=None,
+            )
+            workflow = self.rng.choice(self.replicas)
+
+            def press(workflow: CancelWorkflow = workflow, click: Click = click) -> None:
+                if workflow.click(click) is None and click.kind is DecisionKind.APPROVE:
+                    assert click.request_id is not None
+                    self.approved_by_ack.add(click.request_id)
+
+            self._guarded(press)
+
+    def _fill(self) -> None:
+        if self.exchange.books:
+            book = self.rng.choice(list(self.exchange.books.values()))
+            book.settle(self.now)
+            self.exchange.fill(book, Decimal(self.rng.choice((1, 4, 10))))
+
+    def _toggle_exchange(self) -> None:
+        self.exchange.is_away = self.rng.random() < 0.25
+        self.count("exchange away")
+
+    def _toggle_slack(self) -> None:
+        self.slack.is_away = self.rng.random() < 0.25
+        self.count("slack away")
+
+    def _jump(self) -> None:
+        self.count("clock jump")
+        self.pass_time(self.rng.choice((1, 5, 20, 40, 70, 400, 700, 2000, -5, -600)))
+
+    def _settle(self) -> None:
+        unresolved = self._ids_in(State.UNRESOLVED)
+        if unresolved:
+            request_id = self.rng.choice(unresolved)
+
+            def look() -> None:
+                try:
+                    settle(
+                        self.store,
+                        request_id,
+                        verdict=Verdict.OPEN,
+                        reason="looked",
+                        actor=Actor(id="cli:operator"),
+                    )
+                except IllegalTransition:
+                    return
+
+            self._guarded(look)
+
+    def _work(self, *, rounds: int, until: datetime | None = None) -> None:
+        """Let the replicas do what is due; where nothing is, let time pass to when something is."""
+        self.depth += 1
+        for _ in range(rounds):
+            due = self.store.due(limit=50)
+            jobs = [
+                *(("advance", request_id) for request_id in due.exchange),
+                *(("show", request_id) for request_id in due.slack),
+                *(("deliver", notice_id) for notice_id in due.notices),
+            ]
+            self.rng.shuffle(jobs)
+            for verb, job_id in jobs[: 50 if until else 4]:
+                run = getattr(self.rng.choice(self.replicas), verb)
+                self._guarded(partial(run, job_id))
+            if jobs:
+                continue
+            next_due = self._next_due()
+            if until is not None and (next_due is None or next_due > until):
+                break
+            self.now = max(self.now, min(next_due or self.now, self.now + timedelta(seconds=60)))
+            self.pass_time(0.01)
+        self.depth -= 1
+
+    def _next_due(self) -> datetime | None:
+        columns = (
+            (cancel_requests.c.next_attempt_at, cancel_requests.c.leased_until),
+            (cancel_requests.c.card_next_attempt_at, cancel_requests.c.card_leased_until),
+            (notices.c.next_attempt_at, notices.c.leased_until),
+        )
+        times: list[datetime] = []
+        with self.database.read() as connection:
+            for due, leased in columns:
+                rows = connection.execute(select(due, leased).where(due.is_not(None)))
+                times += [max(moment for moment in row if moment is not None) for row in rows]
+        return min(times, default=None)
+
+    def _ids_in(self, *states: State) -> list[int]:
+        with self.database.read() as connection:
+            return list(
+                connection.execute(
+                    select(cancel_requests.c.id).where(cancel_requests.c.state.in_([state.value for state in states]))
+                ).scalars()
+            )
+
+    # What must hold
+
+    def visited(self) -> set[State]:
+        """Every state that some request has been in."""
+        return {State(event["details"]["state"]) for event in self._moves()} | (
+            {State.REQUESTED} if self.acked else set()
+        )
+
+    def requests(self) -> list[CancelRequest]:
+        with self.database.read() as connection:
+            ids = list(connection.execute(select(cancel_requests.c.id).order_by(cancel_requests.c.id)).scalars())
+        return [request for request_id in ids if (request := self.store.read(request_id)) is not None]
+
+    def _events(self) -> list[dict[str, Any]]:
+        return AuditLog(self.database).list(Filter(), limit=1_000_000, newest_first=False)
+
+    def _moves(self) -> list[dict[str, Any]]:
+        created = Action.REQUEST_CREATED.value
+        return [event for event in self._events() if event["action"] in set(TRANSITIONS) and event["action"] != created]
+
+    def check(self) -> None:
+        """Raises AssertionError that names the seed."""
+        story = defaultdict(list)
+        for event in self._events():
+            if event["request_id"] is not None:
+                story[event["request_id"]].append(event)
+        for request in self.requests():
+            try:
+                self._check_moves(request, story[request.id])
+                self._check_truth(request, story[request.id])
+                self._check_shown(request)
+            except AssertionError as error:
+                told = "\n".join(
+                    f"{event['occurred_at']} {event['action']} {event['details']}" for event in story[request.id]
+                )
+                raise AssertionError(
+                    f"seed {self.seed}, request {request.id} ({request.state}): {error}\n{told}"
+                ) from None
+        self._check_whole(story)
+
+    @staticmethod
+    def _check_moves(request: CancelRequest, events: list[dict[str, Any]]) -> None:
+        state: State | None = None
+        for event in events:
+            action = Action(event["action"])
+            if action not in TRANSITIONS:
+                continue
+            sources, target = TRANSITIONS[action]
+            assert state in sources or (state is None and not sources), f"{action} from {state}"
+            state = target
+        assert state is request.state, f"moves lead to {state}"
+        decided = [event for event in events if event["action"] in {"request.approved", "request.denied"}]
+        assert len(decided) <= 1, "two decisions"
+        times = [event["occurred_at"] for event in events]
+        assert times == sorted(times), "time runs backwards"
+
+    def _check_truth(self, request: CancelRequest, events: list[dict[str, Any]]) -> None:
+        state = request.state
+        assert state in ENDED_STATES, "it never ended"
+        sent = {event["details"]["nonce"] for event in events if event["action"] == "cancel.sent"}
+        book = self.exchange.books.get(request.order_uuid)
+        effective = sent & set(book.effective) if book else set()
+        arrived = sent & set(book.nonces) if book else set()
+        if state in {State.DENIED, State.EXPIRED, State.REFUSED} or (state is State.LAPSED and request.sends == 0):
+            assert not arrived, "it sent a DELETE"
+        if state in {State.CANCELED, State.FILLED}:
+            assert book is not None
+            wanted = "cancel" if state is State.CANCELED else "done"
+            assert book.order.state == wanted, f"the exchange says {book.order.state}"
+        if state is State.REJECTED:
+            assert not effective, "a DELETE took effect"
+        if state is State.CANCELED and request.canceled_by == "this_request":
+            assert book is not None
+            assert sent & set(book.accepted), "no DELETE of it was accepted"
+        if state is State.CANCELED and request.canceled_by == "elsewhere":
+            assert not effective, "a DELETE of its own took effect"
+        if request.id in self.approved_by_ack:
+            assert any(event["action"] == "request.approved" for event in events), "an approval was forgotten"
+
+    def _check_shown(self, request: CancelRequest) -> None:
+        if request.card_ts is not None:
+            assert request.card_channel_id is not None
+            shown = self.slack.cards[request.card_channel_id, request.card_ts]
+            assert shown == (request.id, request.state), f"the card shows {shown}"
+        if request.state in SAID_STATES:
+            told = (request.id, request.state)
+            posted = self.slack.verdicts[told]
+            owed = any(
+                line.kind is NoticeKind.VERDICT and line.request is not None and line.request.id == request.id
+                for line in self.slack.lines
+            )
+            assert posted >= 1 or owed, "nobody was told how it ended"
+
+    def _check_whole(self, story: dict[int, list[dict[str, Any]]]) -> None:
+        seed = f"seed {self.seed}"
+        for request_id in self.acked:
+            assert request_id in story, f"{seed}: acknowledged request {request_id} is gone"
+        announced = {
+            (event["order_uuid"], event["details"]["nonce"])
+            for events in story.values()
+            for event in events
+            if event["action"] == "cancel.sent"
+        }
+        for order_uuid, book in self.exchange.books.items():
+            for nonce in book.nonces:
+                assert (order_uuid, nonce) in announced, f"{seed}: a DELETE without its cancel.sent"
+            assert len(book.nonces) == len(set(book.nonces)), f"{seed}: a DELETE was sent twice with one nonce"
+        with self.database.read() as connection:
+            owed = connection.execute(select(notices.c.id).where(notices.c.next_attempt_at.is_not(None))).all()
+        assert not owed, f"{seed}: somebody is still owed a line"
+        verification = AuditLog(self.database).verify()
+        assert verification.fault is None, f"{seed}: {verification.fault}"
+        assert json.dumps(dict(self.faults))
+
+    def close(self) -> None:
+        self.database.close()
+
+
+def simulate(seed: int, database_url: str) -> World:
+    """Play and judge one world."""
+    world = World(seed, database_url)
+    try:
+        world.run()
+        world.check()
+    finally:
+        world.close()
+    return world
