@@ -33,6 +33,9 @@ SLACK_THREADS: Final = 4
 STOP_S: Final = 6.5
 """A call to Upbit ends within 5 s; gunicorn kills 10 s after SIGTERM, of which answering requests may take 2."""
 
+MAX_TELLING: Final = 8
+"""Threads that tell people what could not be written down, while the database is away."""
+
 RETRY_SLACK_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 EXCHANGE_LANE: Final = "exchange"
@@ -70,6 +73,7 @@ class Bot:
         )
         self._identity: Identity | None = None
         self._stopping = threading.Event()
+        self._telling = threading.BoundedSemaphore(MAX_TELLING)
         self._socket: SocketModeHandler | None = None
         self._connector = threading.Thread(target=self._connect, name="connect", daemon=True)
         self.wsgi: WSGIApplication = self._door()
@@ -105,8 +109,13 @@ class Bot:
                 self._notifier.respond(response_url, text)
             except TryLater as error:
                 log.warning("a person could not be told that nothing was done: %s", error)
+            finally:
+                self._telling.release()
 
-        threading.Thread(target=tell, name="tell", daemon=True).start()
+        if self._telling.acquire(blocking=False):
+            threading.Thread(target=tell, name="tell", daemon=True).start()
+        else:
+            log.warning("too many people to tell at once that nothing was done")
 
     def readiness(self) -> Readiness:
         checks: dict[str, bool | str] = {

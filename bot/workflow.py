@@ -688,7 +688,9 @@ class CancelWorkflow:
                         **answered,
                     )
                     return Step(request=moved, due_in_s=LOOK_GAPS_S[0])
-                case NotSent() | Refused(retry_after_s=float()):
+                case NotSent():
+                    return self._send_later(tx, answer, details)
+                case Refused(retry_after_s=retry_after_s) if retry_after_s is not None:
                     return self._send_later(tx, answer, details)
                 case Refused(proves_nothing_happened=True, name=name) if request.unanswered == 1:
                     return Step(request=self._move_to_rejected(tx, name, details, **answered), due_in_s=None)

@@ -50,7 +50,7 @@ INVARIANTS: Final = (
     "denied, expired and refused requests, and lapsed ones that were never sent, sent nothing",
     "canceled means canceled at the exchange, filled means filled there",
     "by=this_request needs an accepted DELETE; by=elsewhere needs that none of ours took effect",
-    "rejected means that no DELETE of ours took effect",
+    "rejected means that no DELETE of ours took effect; and where the refusal proves nothing, that the order was open",
     "once the exchange can be asked, every acknowledged request ends",
     "an acknowledged approval is never forgotten: its request is decided",
     "the card shows the state of the row; a verdict is in the thread at least once",
@@ -119,6 +119,10 @@ class Book:
     effective: list[str] = field(default_factory=list)
     accepted: list[str] = field(default_factory=list)
 
+    def is_resting(self) -> bool:
+        """Open, and no cancel of it under way."""
+        return self.order.is_open and self.cancels_at is None
+
     def settle(self, now: datetime) -> None:
         if self.cancels_at is not None and now >= self.cancels_at and self.order.is_open:
             self.order = replace(self.order, state="cancel", locked=Decimal(0))
@@ -161,7 +165,9 @@ class SimulatedExchange:
         if book is None or world.strikes(world.weather.exchange / 10):
             return Refused(name="order_not_found", proves_nothing_happened=False, call=call)
         book.settle(world.now)
-        return Found(order=book.order, call=call)
+        seen = Found(order=book.order, call=call)
+        world.may_stall()
+        return seen
 
     def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
         world = self._world
@@ -181,7 +187,7 @@ class SimulatedExchange:
 
     def _cancel(self, book: Book, nonce: str, call: Call) -> CancelAnswer:
         world, rng = self._world, self._world.rng
-        if not book.order.is_open or book.cancels_at is not None:
+        if not book.is_resting():
             return Refused(name="order_not_found", proves_nothing_happened=False, call=call)
         answer = Accepted(order=book.order, call=call)
         if world.strikes(world.weather.exchange):
@@ -197,7 +203,7 @@ class SimulatedExchange:
                 self.fill(book, Decimal(3))
             if fate == "late":
                 book.cancels_at = world.now + timedelta(seconds=rng.uniform(5, 120))
-        if book.order.is_open and book.cancels_at is None and not (world.storm and rng.random() < 0.03):
+        if book.is_resting() and not (world.storm and rng.random() < 0.03):
             book.cancels_at = world.now + timedelta(seconds=rng.choice((0.0, 0.2, 2.0)))
         book.accepted.append(nonce)
         if book.cancels_at is not None:
@@ -295,7 +301,7 @@ class SimulatedSlack:
 class World:
     """One seeded history. `run` plays it, `check` judges it."""
 
-    def __init__(self, seed: int, database_url: str, *, commands: int = 12) -> None:
+    def __init__(self, seed: int, database_url: str, *, commands: int = 20) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
         self.now = START
@@ -320,7 +326,7 @@ class World:
             store=self.store,
             exchange=self.exchange,
             messenger=self.slack,
-            policy=ApprovalPolicy(approvers=APPROVERS, max_open_requests_per_person=5),
+            policy=ApprovalPolicy(approvers=APPROVERS, max_open_requests_per_person=8),
             approval_ttl=timedelta(minutes=30),
             send_within=timedelta(minutes=5),
             new_nonce=lambda: f"nonce-{self.rng.getrandbits(64):016x}",
@@ -343,6 +349,9 @@ class World:
     def call(self, name: str) -> None:
         assert self.transactions == 0, f"a transaction is open during {name}"
         self.may_crash(f"before {name}")
+        self.may_stall()
+
+    def may_stall(self) -> None:
         if self.strikes(self.weather.stall):
             self.count("stall")
             self._stand_still()
@@ -378,8 +387,9 @@ class World:
     def _something_happens(self) -> None:
         happenings: list[tuple[int, Callable[[], None]]] = [
             (6, self._command),
-            (10, self._click),
-            (2, self._fill),
+            (12, self._click),
+            (1, self._fill),
+            (1, self._cancel_elsewhere),
             (2, self._toggle_exchange),
             (2, self._toggle_slack),
             (1, self._jump),
@@ -401,12 +411,14 @@ class World:
             return
         self._commands_left -= 1
         rng = self.rng
-        known = list(self.exchange.books)
-        order_uuid = rng.choice(
-            [self.exchange.place()] * 20
-            + [self.exchange.place("done"), self.exchange.place("cancel"), str(uuid.UUID(int=rng.getrandbits(128)))]
-            + (known[-2:] if known else [])
-        )
+        kind = rng.choices(("new", "known", "done", "cancel", "unknown"), (20, 3, 1, 1, 1))[0]
+        known = [name for name, book in self.exchange.books.items() if book.is_resting()]
+        if kind == "known" and known:
+            order_uuid = rng.choice(known)
+        elif kind == "unknown":
+            order_uuid = str(uuid.UUID(int=rng.getrandbits(128)))
+        else:
+            order_uuid = self.exchange.place(kind if kind in {"done", "cancel"} else "wait")
         self._triggers += 1
         command = Command(
             trigger_id=f"trigger-{self._triggers}",
@@ -458,8 +470,14 @@ class World:
             book.settle(self.now)
             self.exchange.fill(book, Decimal(self.rng.choice((1, 4, 10))))
 
+    def _cancel_elsewhere(self) -> None:
+        if self.exchange.books:
+            book = self.rng.choice(list(self.exchange.books.values()))
+            if book.is_resting():
+                book.cancels_at = self.now
+
     def _toggle_exchange(self) -> None:
-        self.exchange.is_away = self.rng.random() < 0.25
+        self.exchange.is_away = self.rng.random() < 0.2
         self.count("exchange away")
 
     def _toggle_slack(self) -> None:
@@ -468,7 +486,7 @@ class World:
 
     def _jump(self) -> None:
         self.count("clock jump")
-        self.pass_time(self.rng.choice((1, 5, 20, 40, 70, 400, 700, 2000, -5, -600)))
+        self.pass_time(self.rng.choices((1, 8, 25, 40, -5, -600, 400, 700, 2000), (4, 4, 4, 4, 2, 1, 1, 1, 1))[0])
 
     def _settle(self) -> None:
         unresolved = self._ids_in(State.UNRESOLVED)
@@ -604,6 +622,9 @@ class World:
             assert book.order.state == wanted, f"the exchange says {book.order.state}"
         if state is State.REJECTED:
             assert not effective, "a DELETE took effect"
+            rejected = next(event["details"] for event in events if event["action"] == "cancel.rejected")
+            if rejected["error"] in {"order_not_found", "nonce_used"}:
+                assert rejected["order"]["state"] == "wait", "nobody had seen the order open"
         if state is State.CANCELED and request.canceled_by == "this_request":
             assert book is not None
             assert sent & set(book.accepted), "no DELETE of it was accepted"

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, insert, select, update
+from sqlalchemy import Connection, Select, Text, insert, select, type_coerce, update
 
 from bot.database.engine import Database
-from bot.database.schema import audit_events, audit_head
+from bot.database.schema import UtcTime, audit_events, audit_head
 from bot.domain.audit import (
     GENESIS_HASH,
     Action,
@@ -26,6 +26,12 @@ from bot.domain.audit import (
     columns,
     timestamp,
 )
+
+_AS_STORED: Final = tuple(
+    type_coerce(column, Text).label(column.name) if isinstance(column.type, UtcTime) else column
+    for column in audit_events.columns
+)
+"""The columns for who verifies: on SQLite a time that was tampered with may be no time at all."""
 
 _REPEATED: Final = tuple(
     column.name for column in audit_events.columns if column.name not in {"entry", "prev_hash", "hash"}
@@ -136,7 +142,7 @@ class AuditLog:
         with self._database.read() as connection:
             head = connection.execute(select(audit_head)).one_or_none()
             seq, previous_hash = 0, GENESIS_HASH
-            for row in _stream(connection, select(audit_events).order_by(audit_events.c.seq)):
+            for row in _stream(connection, select(*_AS_STORED).order_by(audit_events.c.seq)):
                 fault = _fault(row, expected_seq=seq + 1, previous_hash=previous_hash)
                 if fault is not None:
                     return Verification(events=seq, head_seq=seq, head_hash=previous_hash, fault=fault)
@@ -164,9 +170,8 @@ def _fault(row: Any, *, expected_seq: int, previous_hash: str) -> str | None:
         return f"event {seq} does not follow the event before it: inserted, removed or reordered"
     if row["hash"] != chain_hash(previous_hash, row["entry"]):
         return f"event {seq} was altered: its hash does not fit its text"
-    try:
-        entry = json.loads(row["entry"])
-    except ValueError:
+    entry = _object(row["entry"])
+    if entry is None:
         return f"event {seq} was altered: its text cannot be read"
     for name, value in _columns_of(row).items():
         if entry.get(name) != value:
@@ -181,7 +186,17 @@ def _columns_of(row: Any) -> dict[str, Json]:
         details = json.loads(row["details"])
     except ValueError:
         details = row["details"]
-    return {**repeated, "occurred_at": timestamp(row["occurred_at"]), "details": details}
+    occurred_at = row["occurred_at"]
+    written_at = occurred_at if isinstance(occurred_at, str) else timestamp(occurred_at)
+    return {**repeated, "occurred_at": written_at, "details": details}
+
+
+def _object(text: str) -> dict[str, Json] | None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _to_json(row: Any) -> dict[str, Json]:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -55,7 +56,7 @@ class Database:
         Raises NothingDone if it failed before COMMIT, CommitInDoubt if COMMIT itself failed. What the block raises of
         its own rolls back and comes out as it is.
         """
-        with self._one_writer(), self._connection(writes=True) as connection:
+        with self._one_writer() as left_ms, self._begun(**self._writing(left_ms)) as connection:
             try:
                 yield connection
             except SQLAlchemyError as error:
@@ -73,8 +74,11 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """One short transaction that only reads. Raises NothingDone if the database cannot be asked."""
-        with self._connection(writes=False) as connection:
+        """One short transaction that only reads, all of it from the same moment.
+
+        Raises NothingDone if the database cannot be asked.
+        """
+        with self._begun(**self._reading()) as connection:
             try:
                 yield connection
             except SQLAlchemyError as error:
@@ -86,27 +90,34 @@ class Database:
         self.engine.dispose()
 
     @contextmanager
-    def _one_writer(self) -> Iterator[None]:
+    def _one_writer(self) -> Iterator[int]:
+        """Wait for this process's other writers; gives how many milliseconds are left to wait for other processes."""
         if self._write_lock is None:
-            yield
+            yield STATEMENT_TIMEOUT_MS
             return
+        waits_until = time.monotonic() + STATEMENT_TIMEOUT_MS / 1000
         if not self._write_lock.acquire(timeout=STATEMENT_TIMEOUT_MS / 1000):
             raise NothingDone("write_lock_timeout")
         try:
-            yield
+            yield max(1, int((waits_until - time.monotonic()) * 1000))
         finally:
             self._write_lock.release()
 
+    def _writing(self, left_ms: int) -> dict[str, Any]:
+        return {"sqlite_begin": "IMMEDIATE", "sqlite_busy_ms": left_ms} if self.is_sqlite else {}
+
+    def _reading(self) -> dict[str, Any]:
+        return {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
+
     @contextmanager
-    def _connection(self, *, writes: bool) -> Iterator[Connection]:
+    def _begun(self, **options: Any) -> Iterator[Connection]:
         try:
             connection = self.engine.connect()
         except SQLAlchemyError as error:
             raise NothingDone(_cause(error)) from None
         with connection:
-            if writes and self.is_sqlite:
-                connection = connection.execution_options(sqlite_begin="IMMEDIATE")
             try:
+                connection = connection.execution_options(**options)
                 connection.begin()
             except SQLAlchemyError as error:
                 raise NothingDone(_cause(error)) from None
@@ -149,8 +160,9 @@ def _sqlite_engine(url: str, *, read_only: bool) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        mode = connection.get_execution_options().get("sqlite_begin", "DEFERRED")
-        connection.exec_driver_sql(f"BEGIN {mode}")
+        options = connection.get_execution_options()
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {options.get('sqlite_busy_ms', STATEMENT_TIMEOUT_MS)}")
+        connection.exec_driver_sql(f"BEGIN {options.get('sqlite_begin', 'DEFERRED')}")
 
     return engine
 

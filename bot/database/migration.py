@@ -1,5 +1,6 @@
 """Bring the database to the revision that this program needs, or say that it is not there."""
 
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -33,7 +34,10 @@ def migrate(database: Database, *, revision: str = "head") -> str:
             connection.execute(text("SET LOCAL lock_timeout = '30s'"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
         config.attributes["connection"] = connection
-        if _is_older(revision, _current(connection)):
+        current = _current(connection)
+        if current is not None and current not in _known_revisions():
+            raise _too_new(current)
+        if _is_older(revision, current):
             command.downgrade(config, revision)
         else:
             command.upgrade(config, revision)
@@ -51,15 +55,21 @@ def check_revision(database: Database) -> None:
         raise WrongRevision(
             f"the database is at revision {current or 'none'}, this bot needs {newest}: run `bot migrate`"
         )
-    raise WrongRevision(
-        f"the database is at revision {current}, which is newer than this bot ({newest}): upgrade the bot"
-    )
+    raise _too_new(current)
 
 
+@cache
 def newest_revision() -> str:
+    """The revision that this program needs."""
     head = ScriptDirectory.from_config(_config()).get_current_head()
     assert head is not None
     return head
+
+
+def _too_new(current: str) -> WrongRevision:
+    return WrongRevision(
+        f"the database is at revision {current}, which is newer than this bot ({newest_revision()}): upgrade the bot"
+    )
 
 
 def _known_revisions() -> set[str]:

@@ -137,6 +137,7 @@ cancel_requests = Table(
         sqlite_where=text(open_states_sql()),
         postgresql_where=text(open_states_sql()),
     ),
+    sqlite_autoincrement=True,  # a request's number never comes back
 )
 
 decisions = Table(

@@ -223,6 +223,7 @@ class _Conversation:
         self._write = write
         self._screen = _Screen(slack, write)
         self._faults: list[str] = []
+        self._act = ""
 
     def play(self) -> list[str]:
         """What was wrong; empty if nothing was."""
@@ -237,7 +238,7 @@ class _Conversation:
             self._audit()
         except (AssertionError, TimeoutError, ValueError, subprocess.TimeoutExpired) as error:
             self._screen.show()
-            self._faults.append(str(error).splitlines()[0])
+            self._faults.append(f"while {self._act}: {str(error).splitlines()[0].removesuffix('; so far:')}")
         return self._faults
 
     def _slip(self) -> None:
@@ -359,6 +360,7 @@ class _Conversation:
             self._faults.append(f"not so: {what}")
 
     def _title(self, title: str) -> None:
+        self._act = title
         self._write(f"\n── {title} ".ljust(RULE_CHARS, "─"))
 
 

@@ -1,0 +1,202 @@
+"""Made-up people, orders and commands, a clock that is set by hand, and neighbours that only answer."""
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final, TypeVar, cast
+
+from sqlalchemy import Connection
+
+from bot.database.engine import Database
+from bot.database.store import SqlStore
+from bot.domain.answer import Call, CancelAnswer, Found, LookAnswer, Unknown
+from bot.domain.approval import ApprovalPolicy
+from bot.domain.audit import Action, Actor
+from bot.domain.cancel_request import CancelRequest, DecisionKind
+from bot.domain.order import Order
+from bot.workflow import CancelWorkflow, Click, Command, Notice
+
+T = TypeVar("T")
+
+HOME: Final = "T0HOME"
+START: Final = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
+ORDER_UUID: Final = "cdd92199-2897-4e14-9448-f923320408ad"
+REQUESTER: Final = Actor(id="U0REQUESTER", name="Requester", team_id=HOME)
+APPROVER: Final = Actor(id="U0APPROVER", name="Approver", team_id=HOME)
+SECOND: Final = Actor(id="U0SECOND", name="Second", team_id=HOME)
+STRANGER: Final = Actor(id="U0STRANGER", name="Stranger", team_id=HOME)
+POLICY: Final = ApprovalPolicy(approvers=frozenset({APPROVER.id, SECOND.id}))
+RESPONSE_URL: Final = "https://hooks.slack.test/commands/1"
+
+_numbers = itertools.count(1)
+
+
+def order_uuid() -> str:
+    """An order's uuid that no test has used before."""
+    return f"00000000-0000-4000-8000-{next(_numbers):012x}"
+
+
+def order(**changes: Any) -> Order:
+    """A sell order that is open."""
+    fields: dict[str, Any] = {
+        "uuid": ORDER_UUID,
+        "side": "ask",
+        "ord_type": "limit",
+        "state": "wait",
+        "market": "KRW-BTC",
+        "created_at": "2026-11-23T17:30:00+09:00",
+        "price": Decimal("95000000.0"),
+        "volume": Decimal("1.00"),
+        "remaining_volume": Decimal("1.00"),
+        "executed_volume": Decimal("0.0"),
+    }
+    return Order(**{**fields, **changes})
+
+
+def command(**changes: Any) -> Command:
+    """A command that nobody has given before, for an order that nobody has named before."""
+    fields: dict[str, Any] = {
+        "trigger_id": f"trigger-{next(_numbers)}",
+        "requester": REQUESTER,
+        "team_id": HOME,
+        "channel_id": "C0DESK",
+        "response_url": RESPONSE_URL,
+        "order_uuid": order_uuid(),
+        "reason": "wrong price",
+    }
+    return Command(**{**fields, **changes})
+
+
+def click(request_id: int | None, actor: Actor = APPROVER, **changes: Any) -> Click:
+    """A press on Approve."""
+    fields: dict[str, Any] = {
+        "kind": DecisionKind.APPROVE,
+        "team_id": HOME,
+        "channel_id": "C0DESK",
+        "message_ts": "1790000000.000100",
+        "response_url": RESPONSE_URL,
+        "trigger_id": f"trigger-{next(_numbers)}",
+    }
+    return Click(request_id=request_id, actor=actor, **{**fields, **changes})
+
+
+def call(**changes: Any) -> Call:
+    fields: dict[str, Any] = {"method": "GET", "path": "/v1/order", "nonce": "n", "query_hash": "q", "status": 200}
+    return Call(**{**fields, **changes})
+
+
+def create(store: SqlStore, **changes: Any) -> CancelRequest:
+    """A request in state `requested`."""
+    with store.transaction() as tx:
+        return tx.create(command(**changes))
+
+
+def create_pending(store: SqlStore, **changes: Any) -> CancelRequest:
+    """A request that waits for approval for half an hour."""
+    made = create(store, **changes)
+    shown = order(uuid=made.order_uuid)
+    with store.transaction(made.id) as tx:
+        return tx.move(
+            Action.REQUEST_OPENED,
+            order=shown,
+            order_now=shown,
+            looked_at=tx.now,
+            approvers=(APPROVER.id, SECOND.id),
+            opened_at=tx.now,
+            expires_at=tx.now + timedelta(minutes=30),
+            due_in_s=1800.0,
+        )
+
+
+def walk(store: SqlStore, request_id: int, *actions: Action) -> CancelRequest:
+    """Take the request along these transitions."""
+    for action in actions:
+        with store.transaction(request_id) as tx:
+            tx.move(action)
+    return present(store.read(request_id))
+
+
+def present(value: T | None) -> T:
+    assert value is not None
+    return value
+
+
+class HandClock:
+    """A clock for `Database(clock=…)` that moves only when it is told to, backwards too."""
+
+    def __init__(self, now: datetime = START) -> None:
+        self.now = now
+
+    def __call__(self, connection: Connection) -> datetime:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+class OpenExchange:
+    """An exchange where every order is open and no cancel is ever answered."""
+
+    def get_order(self, uuid: str) -> LookAnswer:
+        return Found(order=order(uuid=uuid), call=call())
+
+    def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
+        return Unknown(cause="timeout", call=call(method="DELETE", status=None))
+
+
+class SilentMessenger:
+    """A Slack that takes everything."""
+
+    def post_card(self, request: CancelRequest) -> tuple[str, str]:
+        return request.channel_id, "1790000000.000100"
+
+    def redraw_card(self, request: CancelRequest, *, channel_id: str, ts: str) -> None:
+        pass
+
+    def post_verdict(self, request: CancelRequest) -> str:
+        return "1790000000.000200"
+
+    def tell(self, notice: Notice) -> None:
+        pass
+
+
+def workflow(store: SqlStore, policy: ApprovalPolicy = POLICY) -> CancelWorkflow:
+    return CancelWorkflow(
+        store=store,
+        exchange=OpenExchange(),
+        messenger=SilentMessenger(),
+        policy=policy,
+        approval_ttl=timedelta(minutes=30),
+        send_within=timedelta(minutes=5),
+        new_nonce=lambda: "nonce",
+    )
+
+
+def at_once(*tasks: Callable[[], T]) -> list[T | Exception]:
+    """Run the tasks in threads that start together; what each returned or raised, in their order."""
+    barrier = threading.Barrier(len(tasks))
+
+    def run(task: Callable[[], T]) -> T | Exception:
+        barrier.wait(timeout=30)
+        try:
+            return task()
+        except Exception as error:  # noqa: BLE001 - the test says which errors it expects
+            return error
+
+    with ThreadPoolExecutor(len(tasks)) as threads:
+        return list(threads.map(run, tasks))
+
+
+def execute(database: Database, *statements: str) -> None:
+    """Run statements as an administrator, in one transaction. No colons, no percent signs: nothing is bound."""
+    with database.write() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+
+def rows(database: Database, query: str) -> Sequence[tuple[Any, ...]]:
+    with database.read() as connection:
+        return cast("Sequence[tuple[Any, ...]]", connection.exec_driver_sql(query).all())

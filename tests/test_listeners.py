@@ -1,0 +1,448 @@
+"""The listeners: what is read out of Slack's payloads, and what is answered when it cannot be written down."""
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from slack_bolt import App
+from slack_bolt.request import BoltRequest
+from slack_bolt.response import BoltResponse
+
+from bot.domain.answer import CancelAnswer, LookAnswer
+from bot.domain.approval import ApprovalPolicy
+from bot.domain.audit import Reason
+from bot.domain.cancel_request import CancelRequest, DecisionKind
+from bot.domain.errors import CommitInDoubt, NothingDone, StoreError
+from bot.slack import messages
+from bot.slack.listeners import Listeners, clean, parse_click, parse_command, parse_request_id, parse_text
+from bot.slack.notifier import Identity
+from bot.workflow import CancelWorkflow, Lane, Lease, Notice, Transaction
+
+UUID = "cdd92199-2897-4e14-9448-f923320408ad"
+OTHER_UUID = "9ca023a5-851b-4fec-9f0a-48cd83c2eaae"
+
+Json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=10,
+)
+
+FIELDS = ("actions", "user", "team", "container", "channel", "response_url", "trigger_id", "action_id", "value", "id")
+Payload = st.dictionaries(
+    st.sampled_from(FIELDS) | st.text(max_size=5),
+    Json | st.lists(st.dictionaries(st.sampled_from(FIELDS), Json, max_size=4), max_size=2),
+    max_size=8,
+)
+
+
+# What was typed
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (UUID, ""),
+        (f"  {UUID}  ", ""),
+        (f"{UUID} wrong price", "wrong price"),
+        (f"{UUID}   wrong   price  ", "wrong price"),
+        (f"{UUID} wrong\nprice\ttwice", "wrong price twice"),
+        (f"{UUID}\nwrong price", "wrong price"),
+        (UUID.upper(), ""),
+        (f"`{UUID}`", ""),
+        (f"```{UUID}```", ""),
+        (f"‘{UUID}’", ""),  # noqa: RUF001 - what a phone makes of quotes
+        (f"“{UUID}” typo", "typo"),
+        (f'"{UUID}"', ""),
+        (f"*{UUID}*", ""),
+        (f"<{UUID}>", ""),
+        (f"{UUID} <!channel> look", "<!channel> look"),
+        (f"{UUID} `{UUID[:8]}` is wrong", f"`{UUID[:8]}` is wrong"),
+        (f"{UUID} instead of that one: {OTHER_UUID}", f"instead of that one: {OTHER_UUID}"),
+        (f"{UUID} 가격이 틀렸다", "가격이 틀렸다"),
+        (f"{UUID} a\x00b", "a b"),
+        (f"{UUID} a\ud800b", "a\ufffdb"),
+        (f"{UUID} {'x' * 4000}", "x" * 4000),
+    ],
+)
+def test_an_order_is_understood_however_it_was_pasted(text: str, reason: str) -> None:
+    """People paste from chats, phones and spreadsheets; the reason is theirs and stays as it is."""
+    order_uuid, found, fault = parse_text(clean(text))
+
+    assert (order_uuid, fault) == (UUID, None)
+    assert found.split() == reason.split()
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", Reason.USAGE),
+        ("   ", Reason.USAGE),
+        ("\x00", Reason.USAGE),
+        ("\n\n", Reason.USAGE),
+        ("help", Reason.USAGE),
+        ("HELP", Reason.USAGE),
+        (f"{UUID} {OTHER_UUID}", Reason.USAGE),
+        (f"{UUID} `{UUID.upper()}`", Reason.USAGE),
+        ("all", Reason.NOT_A_UUID),
+        ("help me", Reason.NOT_A_UUID),
+        ("<!channel>", Reason.NOT_A_UUID),
+        ("`", Reason.NOT_A_UUID),
+        ("“”", Reason.NOT_A_UUID),
+        (UUID[:-1], Reason.NOT_A_UUID),
+        (f"{UUID}0", Reason.NOT_A_UUID),
+        (UUID.replace("-", ""), Reason.NOT_A_UUID),
+        (f"{UUID},{OTHER_UUID}", Reason.NOT_A_UUID),
+        (f"{UUID}&identifier=x", Reason.NOT_A_UUID),
+        (f"{UUID}?", Reason.NOT_A_UUID),
+        (f"please {UUID}", Reason.NOT_A_UUID),
+        (UUID.replace("2", "２"), Reason.NOT_A_UUID),  # noqa: RUF001 - a digit, and not ours
+        (f"{UUID[:-1]}\ud800", Reason.NOT_A_UUID),
+        ("x" * 4000, Reason.NOT_A_UUID),
+    ],
+)
+def test_what_is_no_single_order_is_not_guessed_at(text: str, fault: Reason) -> None:
+    """A guess would cancel something that nobody asked for."""
+    assert parse_text(clean(text))[::2] == (None, fault)
+
+
+@given(st.text())
+def test_any_text_is_an_order_or_a_fault(text: str) -> None:
+    """Slack: the text can contain absolutely anything."""
+    order_uuid, reason, fault = parse_text(clean(text))
+
+    assert (order_uuid is None) != (fault is None)
+    reason.encode()
+    assert "\x00" not in reason
+
+
+@given(Payload)
+def test_any_payload_of_a_command_is_read(body: dict[str, Any]) -> None:
+    """A listener that raises is an error in Slack's window, without the reason."""
+    command = parse_command(body)
+
+    assert command.fault is not None
+
+
+# Which request a button means
+
+
+@pytest.mark.parametrize(("value", "request_id"), [("1", 1), ("42", 42), ("9" * 15, 10**15 - 1)])
+def test_a_button_carries_its_request(value: str, request_id: int) -> None:
+    """The only way from a card to a row."""
+    assert parse_request_id(value) == request_id
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "0",
+        "007",
+        "-1",
+        "+1",
+        "1.0",
+        "1e3",
+        " 1",
+        "1 ",
+        "1_000",
+        "0x10",
+        "9" * 16,
+        "9" * 5000,
+        "٣",
+        "２",
+        "²",
+        "42;",
+        "None",
+    ],  # noqa: E501, RUF001
+)
+def test_a_forged_value_is_no_request(value: str) -> None:
+    """Whatever `int()` would be kind enough to take; digits of other scripts and numbers beyond the column among it."""
+    assert parse_request_id(value) is None
+
+
+def click_payload(**changed: Any) -> dict[str, Any]:
+    return {
+        "type": "block_actions",
+        "team": {"id": "T0PLAY"},
+        "user": {"id": "U0BEN", "username": "ben", "team_id": "T0PLAY"},
+        "trigger_id": "trigger-7",
+        "container": {"type": "message", "message_ts": "1.000002", "channel_id": "C0DESK"},
+        "channel": {"id": "C0OTHER"},
+        "actions": [{"action_id": "approve", "block_id": "b", "type": "button", "value": "42"}],
+        "response_url": "http://127.0.0.1:9/response",
+        **changed,
+    }
+
+
+def test_a_click_is_read_from_the_button_and_the_person_alone() -> None:
+    """Nothing is read back from the message, which anybody with the token could have written."""
+    click = parse_click(click_payload(message={"metadata": {"event_payload": {"request_id": 7}}, "text": "#7"}))
+
+    assert (click.kind, click.request_id) == (DecisionKind.APPROVE, 42)
+    assert (click.actor.id, click.actor.name, click.actor.team_id) == ("U0BEN", "ben", "T0PLAY")
+    assert (click.channel_id, click.message_ts, click.trigger_id) == ("C0DESK", "1.000002", "trigger-7")
+
+
+def test_a_guest_is_told_apart_by_their_own_workspace() -> None:
+    """In a shared channel the payload's team is ours, whoever clicks."""
+    guest = click_payload(user={"id": "U0BEN", "username": "ben", "team_id": "T0ELSEWHERE"})
+
+    assert parse_click(guest).actor.team_id == "T0ELSEWHERE"
+
+
+def test_a_person_without_a_workspace_is_of_no_workspace() -> None:
+    """Falling back to the payload's team would let a guest in."""
+    assert parse_click(click_payload(user={"id": "U0BEN"})).actor.team_id == ""
+
+
+@pytest.mark.parametrize(
+    ("changed", "read"),
+    [
+        ({"actions": None}, (None, None)),
+        ({"actions": []}, (None, None)),
+        ({"actions": {"action_id": "approve", "value": "42"}}, (None, None)),
+        ({"actions": ["approve"]}, (None, None)),
+        ({"actions": [None, {"action_id": "approve", "value": "42"}]}, (None, None)),
+        ({"actions": [{"action_id": "approve"}]}, (DecisionKind.APPROVE, None)),
+        ({"actions": [{"action_id": "approve", "value": 42}]}, (DecisionKind.APPROVE, None)),
+        ({"actions": [{"action_id": "Approve", "value": "42"}]}, (None, 42)),
+        ({"actions": [{"action_id": "withdraw", "value": "42"}]}, (None, 42)),
+        ({"actions": [{"action_id": "deny", "value": "42"}]}, (DecisionKind.DENY, 42)),
+        (
+            {"actions": [{"action_id": "deny", "value": "42"}, {"action_id": "approve", "value": "42"}]},
+            (DecisionKind.DENY, 42),
+        ),
+    ],
+)
+def test_a_broken_button_decides_nothing(changed: dict[str, Any], read: tuple[DecisionKind | None, int | None]) -> None:
+    """A button of another version, or a payload that somebody bent, must not become an approval."""
+    click = parse_click(click_payload(**changed))
+
+    assert (click.kind, click.request_id) == read
+
+
+@given(Payload)
+def test_any_payload_of_a_click_is_read(body: dict[str, Any]) -> None:
+    """Slack adds fields and shapes; whatever comes, the person gets an answer."""
+    click = parse_click(body)
+
+    click.actor.name.encode()
+    assert click.request_id is None or click.request_id > 0
+
+
+# What is answered when it cannot be written down
+
+
+class Afterwards:
+    def __init__(self) -> None:
+        self.nudged: list[int | None] = []
+        self.told: list[tuple[str, str]] = []
+
+    def nudge(self, request_id: int | None = None) -> None:
+        self.nudged.append(request_id)
+
+    def tell_now(self, response_url: str, text: str) -> None:
+        self.told.append((response_url, text))
+
+
+class BrokenStore:
+    """A Store whose transactions fail; what reading again brings, or raises, is the test's."""
+
+    def __init__(self, failure: StoreError, read_again: Callable[[], int | None]) -> None:
+        self._failure = failure
+        self._read_again = read_again
+
+    def transaction(
+        self, request_id: int | None = None, *, lease: Lease | None = None
+    ) -> AbstractContextManager[Transaction]:
+        raise self._failure
+
+    def read(self, request_id: int) -> CancelRequest | None:
+        self._read_again()
+        return None
+
+    def request_of_trigger(self, trigger_id: str) -> int | None:
+        return self._read_again()
+
+    def lease(self, request_id: int, lane: Lane) -> Lease | None:
+        raise NotImplementedError
+
+    def release(self, lease: Lease, *, due_in_s: float | None, seen_revision: int) -> float | None:
+        raise NotImplementedError
+
+    def lease_notice(self, notice_id: int) -> Notice | None:
+        raise NotImplementedError
+
+    def finish_notice(self, notice: Notice, *, given_up: bool) -> None:
+        raise NotImplementedError
+
+    def postpone_notice(self, notice: Notice, *, due_in_s: float) -> None:
+        raise NotImplementedError
+
+
+class Nobody:
+    """An exchange and a messenger that a listener must never ask."""
+
+    def get_order(self, uuid: str) -> LookAnswer:
+        raise NotImplementedError
+
+    def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
+        raise NotImplementedError
+
+    def post_card(self, request: CancelRequest) -> tuple[str, str]:
+        raise NotImplementedError
+
+    def redraw_card(self, request: CancelRequest, *, channel_id: str, ts: str) -> None:
+        raise NotImplementedError
+
+    def post_verdict(self, request: CancelRequest) -> str:
+        raise NotImplementedError
+
+    def tell(self, notice: Notice) -> None:
+        raise NotImplementedError
+
+
+def finds(request_id: int | None) -> Callable[[], int | None]:
+    return lambda: request_id
+
+
+def fails() -> int | None:
+    raise NothingDone("the database is still away")
+
+
+IDENTITY = Identity(team_id="T0PLAY", team_url="https://playground.slack.com/", bot_user_id="U0BOT")
+
+
+def bolt_app(
+    failure: StoreError,
+    read_again: Callable[[], int | None],
+    *,
+    afterwards: Afterwards | None = None,
+    identity: Identity | None = IDENTITY,
+) -> App:
+    listeners = Listeners(
+        workflow=CancelWorkflow(
+            store=BrokenStore(failure, read_again),
+            exchange=Nobody(),
+            messenger=Nobody(),
+            policy=ApprovalPolicy(approvers=frozenset({"U0BEN"})),
+            approval_ttl=timedelta(minutes=30),
+            send_within=timedelta(minutes=5),
+            new_nonce=lambda: "nonce",
+        ),
+        afterwards=afterwards or Afterwards(),
+        identity=lambda: identity,
+        max_open_requests=20,
+    )
+    return listeners.bolt_app(bot_token="xoxb-playground", signing_secret=None)
+
+
+def deliver(app: App, form: dict[str, str]) -> BoltResponse:
+    headers: dict[str, str | list[str]] = {"content-type": ["application/x-www-form-urlencoded"]}
+    return app.dispatch(BoltRequest(body=urlencode(form), headers=headers))
+
+
+def typed(app: App, text: str = UUID) -> str:
+    answer = deliver(
+        app,
+        {
+            "command": "/cancel",
+            "text": text,
+            "trigger_id": "trigger-1",
+            "user_id": "U0DANA",
+            "user_name": "dana",
+            "team_id": "T0PLAY",
+            "channel_id": "C0DESK",
+            "response_url": "http://127.0.0.1:9/response",
+        },
+    )
+    assert answer.status == 200
+    said = json.loads(answer.body)
+    assert said["response_type"] == "ephemeral"
+    text_said: str = said["text"]
+    return text_said
+
+
+def clicked(app: App, **changed: Any) -> None:
+    assert deliver(app, {"payload": json.dumps(click_payload(**changed))}).status == 200
+
+
+def test_a_command_that_could_not_be_written_down_says_so() -> None:
+    """Nothing is done that is not written down, and nobody is left believing otherwise."""
+    afterwards = Afterwards()
+    app = bolt_app(NothingDone("disk full"), fails, afterwards=afterwards)
+
+    assert typed(app) == messages.nothing_was_done()
+    assert afterwards.nudged == []
+
+
+def test_a_command_whose_commit_is_in_doubt_is_read_again() -> None:
+    """The connection broke after COMMIT: the request is there, and the person is told its number."""
+    afterwards = Afterwards()
+    app = bolt_app(CommitInDoubt("connection lost"), finds(7), afterwards=afterwards)
+
+    assert typed(app) == messages.recorded(7)
+    assert afterwards.nudged == [7]
+
+
+def test_a_command_whose_commit_surely_failed_says_so() -> None:
+    """Read again and not found: trying again is safe, and is what the person is told to do."""
+    assert typed(bolt_app(CommitInDoubt("connection lost"), finds(None))) == messages.nothing_was_done()
+
+
+def test_a_command_of_which_nothing_is_known_says_that() -> None:
+    """Neither "done" nor "not done" would be true."""
+    assert typed(bolt_app(CommitInDoubt("connection lost"), fails)) == messages.in_doubt()
+
+
+def test_before_slack_has_told_who_we_are_nothing_is_done() -> None:
+    """Without knowing our own workspace nobody can be told apart from a guest."""
+    app = bolt_app(NothingDone("never asked"), fails, identity=None)
+
+    assert typed(app) == messages.starting()
+
+
+@pytest.mark.parametrize(
+    ("failure", "read_again", "said"),
+    [
+        (NothingDone("disk full"), fails, messages.nothing_was_done()),
+        (CommitInDoubt("connection lost"), finds(None), messages.nothing_was_done()),
+        (CommitInDoubt("connection lost"), fails, messages.in_doubt()),
+    ],
+)
+def test_a_click_that_could_not_be_written_down_says_so(
+    failure: StoreError, read_again: Callable[[], int | None], said: str
+) -> None:
+    """The card does not change, so without a line the approver would believe the cancel is on its way."""
+    afterwards = Afterwards()
+
+    clicked(bolt_app(failure, read_again, afterwards=afterwards))
+
+    assert afterwards.told == [("http://127.0.0.1:9/response", said)]
+    assert afterwards.nudged == []
+
+
+def test_a_click_without_a_way_to_answer_is_acknowledged_all_the_same() -> None:
+    """Else Slack shows a warning sign, and the person clicks again."""
+    afterwards = Afterwards()
+
+    clicked(bolt_app(NothingDone("disk full"), fails, afterwards=afterwards), response_url=None)
+
+    assert afterwards.told == []
+
+
+@pytest.mark.parametrize("action_id", ["withdraw", "", "deny_with_reason", "line\nbreak", "x" * 255])
+def test_every_button_reaches_the_listener(action_id: str) -> None:
+    """Bolt answers 404 to a button that nobody listens to, and logs its whole payload."""
+    afterwards = Afterwards()
+    app = bolt_app(NothingDone("disk full"), fails, afterwards=afterwards)
+
+    clicked(app, actions=[{"action_id": action_id, "block_id": "b", "type": "button", "value": "42"}])
+
+    assert len(afterwards.told) == 1
