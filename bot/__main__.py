@@ -1,8 +1,8 @@
 """The command line: run | check | migrate | audit list, show, verify | settle | demo | manifest."""
 
-import getpass
 import json
 import os
+import pwd
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,8 +18,10 @@ from bot.settings import DatabaseSettings, Settings, SettingsError, load_databas
 
 ENV_FILE: Final = Path(".env")
 FOUND_SOMETHING_WRONG: Final = 1
+PIPED_WIDTH: Final = 240
+"""A table that goes into a file or another program keeps its uuids in one piece."""
 
-out = Console(highlight=False, soft_wrap=True, markup=False)
+out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,7 +72,7 @@ def check() -> None:
         wrong += fault is not None
         out.print(f"{'✗' if fault else '✓'} {what}: {fault or fine}")
 
-    report("settings", None, f"{len(settings.approvers)} approvers")
+    report("settings", None, f"{len(settings.approvers)} may approve")
     url = settings.database_url.get_secret_value()
     try:
         _require_database(url)
@@ -132,7 +134,8 @@ class _Time(click.ParamType[datetime]):
             return value
         try:
             moment = datetime.fromisoformat(value)
-        except ValueError:
+            moment.astimezone(UTC)
+        except (ValueError, OverflowError):
             self.fail(f"{value!r} is no time: write 2026-11-23 or 2026-11-23T09:00:00+09:00", param, ctx)
         return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
@@ -296,13 +299,14 @@ def _require_database(url: str) -> None:
 
     path = sqlite_path(url)
     if path is not None and not path.is_file():
-        raise click.ClickException(f"there is no database at {path}")
+        raise click.ClickException(f"there is no database at {path}: `bot migrate` creates it")
 
 
 def _login() -> str:
+    # Not what LOGNAME or USER say, which anybody can set.
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
         return str(os.getuid())
 
 
@@ -325,7 +329,7 @@ def _print_events(events: list[dict[str, Any]], form: str) -> None:
             event["order_uuid"] or "",
             _in_brief(event["details"]),
         )
-    out.print(table)
+    out.print(table, width=None if out.is_terminal else PIPED_WIDTH)
 
 
 def _actor(event: dict[str, Any]) -> str:

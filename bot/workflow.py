@@ -505,14 +505,14 @@ class CancelWorkflow:
             case Found(order=order):
                 reason = refusal_of(order)
                 if reason is not None:
-                    return self._refuse(lease, reason, order=order, call=answer.call)
+                    return self._refuse(lease, reason, order=order, answer=answer)
                 return self._ask(lease, order)
             case Refused(name="order_not_found"):
-                return self._refuse(lease, Reason.ORDER_NOT_FOUND, call=answer.call)
+                return self._refuse(lease, Reason.ORDER_NOT_FOUND, answer=answer)
             case Refused(name="out_of_scope"):
-                return self._refuse(lease, Reason.KEY_LACKS_VIEW, call=answer.call)
+                return self._refuse(lease, Reason.KEY_LACKS_VIEW, answer=answer)
             case Refused(retry_after_s=None, name=name) if name != "nonce_used":
-                return self._refuse(lease, Reason.EXCHANGE_REFUSED, call=answer.call, cause=name)
+                return self._refuse(lease, Reason.EXCHANGE_REFUSED, answer=answer, cause=name)
             case Refused() | NotSent() | Unknown():
                 return self._read_later(lease, request, answer)
             case _:
@@ -547,11 +547,13 @@ class CancelWorkflow:
         reason: Reason,
         *,
         order: Order | None = None,
-        call: Call | None = None,
+        answer: LookAnswer | None = None,
         cause: str | None = None,
     ) -> "Step":
         with self._store.transaction(lease.request_id, lease=lease) as tx:
-            return Step(request=self._move_to_refused(tx, reason, order=order, call=call, cause=cause), due_in_s=None)
+            return Step(
+                request=self._move_to_refused(tx, reason, order=order, answer=answer, cause=cause), due_in_s=None
+            )
 
     @staticmethod
     def _move_to_refused(
@@ -559,7 +561,7 @@ class CancelWorkflow:
         reason: Reason,
         *,
         order: Order | None = None,
-        call: Call | None = None,
+        answer: LookAnswer | None = None,
         cause: str | None = None,
     ) -> CancelRequest:
         request = _locked(tx)
@@ -568,13 +570,14 @@ class CancelWorkflow:
             details["error"] = cause
         if order is not None:
             details["order"] = _order_json(order)
-        if call is not None:
-            details["call"] = _call_json(call)
+        if answer is not None:
+            details["call"] = _call_json(answer.call)
         refused = tx.move(
             Action.REQUEST_REFUSED,
             outcome=Outcome.REFUSED,
             details=details,
             cause=reason.value if cause is None else f"{reason.value}:{cause}",
+            said=_sentence_of(answer),
             order_now=order or request.order_now,
             response_url=None,
             ended_at=tx.now,
@@ -595,7 +598,7 @@ class CancelWorkflow:
             waited = tx.now - request.created_at
             if waited >= UNREACHABLE_AFTER:
                 cause = answer.name if isinstance(answer, Refused) else answer.cause
-                refused = self._move_to_refused(tx, Reason.EXCHANGE_UNREACHABLE, call=answer.call, cause=cause)
+                refused = self._move_to_refused(tx, Reason.EXCHANGE_UNREACHABLE, answer=answer, cause=cause)
                 return Step(request=refused, due_in_s=None)
             if waited >= SLOW_AFTER:
                 tx.tell(
@@ -693,6 +696,7 @@ class CancelWorkflow:
                 case Refused(retry_after_s=retry_after_s) if retry_after_s is not None:
                     return self._send_later(tx, answer, details)
                 case Refused(proves_nothing_happened=True, name=name) if request.unanswered == 1:
+                    answered["said"] = _sentence_of(answer)
                     return Step(request=self._move_to_rejected(tx, name, details, **answered), due_in_s=None)
                 case Refused(name=name):
                     tx.record(
@@ -700,6 +704,7 @@ class CancelWorkflow:
                         outcome=Outcome.UNKNOWN,
                         details={**details, "error": name},
                         doubt=name,
+                        said=_sentence_of(answer),
                         attempts=0,
                         **answered,
                     )
@@ -990,6 +995,11 @@ def _gap(gaps_s: Sequence[float], attempt: int, last_s: float) -> float:
 def _retry_after_s(answer: LookAnswer) -> float:
     retry_after_s = answer.retry_after_s if isinstance(answer, Refused | NotSent) else None
     return retry_after_s or 0.0
+
+
+def _sentence_of(answer: LookAnswer | CancelAnswer | None) -> str | None:
+    """The exchange's own words, if it said any."""
+    return (answer.message or None) if isinstance(answer, Refused) else None
 
 
 def _order_json(order: Order | None) -> Json:

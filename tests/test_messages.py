@@ -305,7 +305,7 @@ def _private_lines() -> Iterator[tuple[str, str]]:
         yield f"request: cannot_post, {error}", messages.request_refused(refused)
     for error in UPBIT_ERRORS:
         refused = replace(REFUSED, cause=f"exchange_refused:{error}")
-        yield f"request: exchange_refused, {error}", messages.request_refused(refused, said="키가 없습니다")
+        yield f"request: exchange_refused, {error}", messages.request_refused(replace(refused, said="키가 없습니다"))
     yield "notice: the thread cannot be posted", messages.summary_elsewhere(CASES["filled"])
 
 
@@ -691,7 +691,7 @@ def test_nothing_typed_or_sent_pings_links_or_breaks_a_limit(request: CancelRequ
         assert_message(said)
     lines = [messages.summary_elsewhere(request, notify=NOTIFY), messages.still_reading(request)]
     lines += [messages.click_refused(reason, request) for reason in CLICKS]
-    lines.append(messages.request_refused(request, said=request.reason))
+    lines.append(messages.request_refused(replace(request, said=request.reason)))
     lines.append(messages.command_refused(Reason.ORDER_HAS_OPEN_REQUEST, open_request=request, link=request.reason))
     lines.append(messages.command_refused(Reason.NOT_A_UUID, text=request.reason))
     for line in lines:

@@ -92,6 +92,7 @@ cancel_requests = Table(
     Column("accepted_at", UtcTime),
     Column("doubt", Text),
     Column("cause", Text),
+    Column("said", Text),
     Column("canceled_by", String(20)),
     Column("settled_verdict", String(20)),
     Column("settled_by", Text),

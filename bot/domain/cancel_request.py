@@ -131,6 +131,7 @@ class CancelRequest:
     accepted_at: datetime | None = None  #: Upbit accepted one of our DELETEs
     doubt: str | None = None  #: Upbit's name for a refusal that proves nothing; a look decides
     cause: str | None = None  #: why it ended as it did: a Reason or Upbit's error name
+    said: str | None = None  #: the exchange's own sentence to that
     canceled_by: CanceledBy | None = None
     settled_verdict: Verdict | None = None
     settled_by: str | None = None

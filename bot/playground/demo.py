@@ -238,7 +238,7 @@ class _Conversation:
             self._audit()
         except (AssertionError, TimeoutError, ValueError, subprocess.TimeoutExpired) as error:
             self._screen.show()
-            self._faults.append(f"while {self._act}: {str(error).splitlines()[0].removesuffix('; so far:')}")
+            self._faults.append(f"{self._act}: {str(error).splitlines()[0].removesuffix('; so far:')}")
         return self._faults
 
     def _slip(self) -> None:
@@ -275,7 +275,7 @@ class _Conversation:
         self._title("dana asks for a third order, and ben and emil press Approve at the same instant")
         uuid = self._exchange.place(market="KRW-XRP", side="bid", price="800", volume="1500")
         card = self._ask(3, f"{uuid} fat finger")
-        for answer in press_at_once(self._slack, card, "approve", (BEN, EMIL)):
+        for answer in press_at_once(self._slack, card, (BEN, "approve"), (EMIL, "approve")):
             self._check("both clicks are acknowledged", answer.ok)
         self._ended(card, "Cancel request #3: canceled", "Canceled: 1,500 of 1,500 XRP; nothing had been filled.")
         told = self._slack.wait_for(
@@ -416,16 +416,18 @@ def headline_of(slack: SlackWorkspace, card: Message) -> str:
     return slack.words(current)[0] if current else ""
 
 
-def press_at_once(slack: SlackWorkspace, card: Message, action_id: str, people: tuple[Person, ...]) -> list[Answer]:
-    """Several people press the same button at the same instant."""
-    start = threading.Barrier(len(people))
+def press_at_once(slack: SlackWorkspace, card: Message, *presses: tuple[Person, str]) -> list[Answer]:
+    """Each person presses the button of that action_id, all at the same instant."""
+    start = threading.Barrier(len(presses))
+    values = {button.action_id: button.value for button in card.buttons}
 
-    def press(person: Person) -> Answer:
+    def press(person: Person, action_id: str) -> Answer:
         start.wait(STEP_WITHIN_S)
-        return slack.click(person.id, card, action_id)
+        # The value makes it a click also where the first one has already taken the buttons away.
+        return slack.click(person.id, card, action_id, value=values[action_id])
 
-    with ThreadPoolExecutor(max_workers=len(people)) as fingers:
-        return list(fingers.map(press, people))
+    with ThreadPoolExecutor(max_workers=len(presses)) as fingers:
+        return list(fingers.map(press, *zip(*presses, strict=True)))
 
 
 def _audit_line(event: Mapping[str, Any]) -> str:

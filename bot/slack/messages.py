@@ -34,6 +34,7 @@ TEXT_CHARS: Final = 4000  # what Slack advises for `text`: https://docs.slack.de
 # Our own: what still reads well
 REASON_CHARS: Final = 1000
 WORD_CHARS: Final = 200
+SAID_CHARS: Final = 300
 NAMES_SHOWN: Final = 12
 
 Block = dict[str, Any]
@@ -266,15 +267,20 @@ def still_reading(request: CancelRequest) -> str:
     )
 
 
-def request_refused(request: CancelRequest, *, channel_id: str | None = None, said: str = "") -> str:
+def request_refused(request: CancelRequest, *, channel_id: str | None = None) -> str:
     """Why a request ended before anybody could approve it, and what to do.
 
     `request.cause` is a Reason or Upbit's error name; a word after a colon says more, `cannot_post:not_in_channel`.
-    `channel_id` is where the card belongs, if not where the command was typed; `said` is Upbit's own sentence.
+    `channel_id` is where the card belongs, if not where the command was typed.
     """
-    quoted = f" Upbit said: {literal(said, 300)}." if said else ""
+    quoted = _quoted(request)
     why = _why_refused(request, channel_id or request.card_channel_id or request.channel_id)
     return f"Request #{request.id} was refused, and nothing was sent to Upbit. {why}{quoted}"
+
+
+def _quoted(request: CancelRequest) -> str:
+    """Upbit's own sentence, where it said one."""
+    return f" Upbit said: {literal(request.said, SAID_CHARS)}." if request.said else ""
 
 
 def click_refused(reason: Reason, request: CancelRequest | None) -> str:
@@ -663,7 +669,7 @@ def _accepted(request: CancelRequest) -> str:
 def _rejected(request: CancelRequest) -> str:
     meaning, step = _meaning_of(_cause(request)[1])
     return (
-        f"*Refused by Upbit:* {meaning} This request has not canceled the order. {step} "
+        f"*Refused by Upbit:* {meaning}{_quoted(request)} This request has not canceled the order. {step} "
         f"Then ask again: {_typed_command(request)}, or cancel the order at Upbit by hand."
     )
 

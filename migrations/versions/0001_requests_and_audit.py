@@ -54,6 +54,7 @@ def create_requests() -> None:
         sa.Column("accepted_at", TIME),
         sa.Column("doubt", sa.Text),
         sa.Column("cause", sa.Text),
+        sa.Column("said", sa.Text),
         sa.Column("canceled_by", sa.String(20)),
         sa.Column("settled_verdict", sa.String(20)),
         sa.Column("settled_by", sa.Text),

@@ -1,0 +1,221 @@
+"""A journey: the real bot process between a Slack workspace and an exchange on loopback, and what people do there."""
+
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+from sqlalchemy import select, update
+
+from bot.database.audit_log import AuditLog, Filter
+from bot.database.engine import Database
+from bot.database.migration import migrate
+from bot.database.schema import cancel_requests
+from bot.playground.demo import (
+    BEN,
+    CARA,
+    DANA,
+    DESK,
+    EMIL,
+    BotProcess,
+    headline_of,
+    playground_settings,
+)
+from bot.playground.exchange import Exchange, Key
+from bot.playground.slack import SlackWorkspace
+from bot.playground.slack_records import Answer, Channel, Message, Person
+
+Mode = Literal["http", "socket"]
+T = TypeVar("T")
+
+GUEST: Final = Person("U0GUEST", "gast", team_id="T0OTHER")
+"""Of another workspace; in a shared channel such a person sees the card and can click."""
+PRIVATE_WITHOUT_BOT: Final = Channel("C0VAULT", "vault", "private", frozenset({DANA.id, BEN.id}), has_bot=False)
+PAIR_WITHOUT_BOT: Final = Channel("D0PAIR", "dana and ben", "dm", frozenset({DANA.id, BEN.id}), has_bot=False)
+
+WITHIN_S: Final = 10.0
+LOOK_AGAIN_AFTER_S: Final = 0.02
+CANCEL_DELAY_S: Final = 0.05
+"""How long the exchange takes to cancel: less than until the bot's first look."""
+LOG_TAIL_LINES: Final = 15
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """A request that has a card."""
+
+    id: int
+    uuid: str
+    card: Message
+
+
+class Journey:
+    """The bot and its neighbours, with verbs for what people do and see."""
+
+    def __init__(self, *, slack: SlackWorkspace, exchange: Exchange, bot: BotProcess, database_url: str) -> None:
+        self.slack = slack
+        self.exchange = exchange
+        self.bot = bot
+        self.database_url = database_url
+        self._database = Database(database_url)
+
+    def close(self) -> None:
+        self._database.close()
+
+    # What people do
+
+    def record(self, text: str, *, channel: str = DESK, who: Person = DANA) -> int:
+        """Type the command; the id of the request that was recorded."""
+        return recorded_id(self.slack.command(who.id, channel, text))
+
+    def ask(self, *, reason: str = "", who: Person = DANA, uuid: str | None = None) -> Asked:
+        """Ask for an order to be canceled, a new one unless `uuid` names one, and wait for the card."""
+        uuid = uuid or self.exchange.place()
+        request_id = self.record(f"{uuid} {reason}".strip(), who=who)
+        return Asked(id=request_id, uuid=uuid, card=self.card_of(request_id))
+
+    def press(self, who: Person, asked: Asked, action_id: str) -> None:
+        """Press a button of the card; Slack must see it acknowledged in time."""
+        assert self.slack.click(who.id, asked.card, action_id).ok
+
+    def forge(self, who: Person, asked: Asked, action_id: str, *, value: str) -> None:
+        """Send a click that no button of the card makes any more, or ever made."""
+        assert self.slack.click(who.id, asked.card, action_id, value=value).ok
+
+    # What people see
+
+    def card_of(self, request_id: int) -> Message:
+        """The card, once it is posted and its first edit has named the approvers."""
+
+        def found(slack: SlackWorkspace) -> list[Message]:
+            return [
+                each
+                for each in slack.messages(DESK)
+                if each.versions and each.metadata and each.metadata["event_payload"]["request_id"] == request_id
+            ]
+
+        return self.slack.wait_for(found, timeout_s=WITHIN_S)[0]
+
+    def hears(self, who: Person, *parts: str) -> str:
+        """A line that only this person sees, and that has all these parts in it."""
+
+        def found(slack: SlackWorkspace) -> list[str]:
+            lines = ["\n".join(slack.words(each)) for each in (*slack.ephemerals(who.id), *slack.dms(who.id))]
+            return [line for line in lines if all(part in line for part in parts)]
+
+        return self.slack.wait_for(found, timeout_s=WITHIN_S)[-1]
+
+    def verdict(self, asked: Asked) -> str:
+        """What the thread is told, once it is told."""
+        thread = self.slack.wait_for(lambda slack: slack.thread(DESK, asked.card.ts), timeout_s=WITHIN_S)
+        return "\n".join(self.slack.words(thread[-1]))
+
+    def shows(self, asked: Asked, words: str) -> Message:
+        """The card, once its headline says so."""
+        headline = f"Cancel request #{asked.id}: {words}"
+        self.slack.wait_for(lambda slack: headline_of(slack, asked.card) == headline, timeout_s=WITHIN_S)
+        shown = self.slack.message(DESK, asked.card.ts)
+        assert shown is not None
+        return shown
+
+    # What is written down
+
+    def row(self, request_id: int) -> Any:
+        with self._database.read() as connection:
+            return connection.execute(select(cancel_requests).where(cancel_requests.c.id == request_id)).one()
+
+    def state(self, request_id: int) -> str:
+        state: str = self.row(request_id).state
+        return state
+
+    def bring_forward(self, request_id: int, *columns: str) -> None:
+        """Let a time come at once for which a test cannot wait: when a card expires, when a lease runs out."""
+        with self._database.write() as connection:
+            past = dict.fromkeys(columns, cancel_requests.c.created_at)
+            connection.execute(update(cancel_requests).where(cancel_requests.c.id == request_id).values(past))
+
+    def events(self, request_id: int | None = None) -> list[dict[str, Any]]:
+        """The audit, of one request or all, the oldest first."""
+        wanted = Filter(request_id=request_id)
+        return [dict(each) for each in AuditLog(self._database).list(wanted, limit=100_000, newest_first=False)]
+
+    def actions(self, request_id: int) -> list[str]:
+        return [event["action"] for event in self.events(request_id)]
+
+    def audited(self, request_id: int, action: str) -> dict[str, Any]:
+        """The event, once it is written."""
+        found = self.until(lambda: [each for each in self.events(request_id) if each["action"] == action])
+        return found[-1]
+
+    def audit_fault(self) -> str | None:
+        return AuditLog(self._database).verify().fault
+
+    def until(self, look: Callable[[], T | None], *, timeout_s: float = WITHIN_S) -> T:
+        """What `look` returns once it is true: for the database, which does not tell when it changes."""
+        pause = threading.Event()
+        for _ in range(round(timeout_s / LOOK_AGAIN_AFTER_S)):
+            if found := look():
+                return found
+            pause.wait(LOOK_AGAIN_AFTER_S)
+        raise AssertionError(f"not within {timeout_s} s; the bot's last lines:\n{self.log_tail()}")
+
+    def until_exchange(self, look: Callable[[Exchange], object]) -> None:
+        assert self.exchange.wait_for(look, timeout_s=WITHIN_S), self.log_tail()
+
+    def complaints(self) -> list[str]:
+        """What the bot itself has logged as an error; what Slack's library makes of Slack's moods is its own."""
+        lines = self.bot.log().splitlines()
+        return [line for line in lines if "Traceback" in line or ('"logger": "bot' in line and '"error"' in line)]
+
+    def log_tail(self) -> str:
+        return "\n".join(self.bot.log().splitlines()[-LOG_TAIL_LINES:])
+
+
+def recorded_id(answer: Answer) -> int:
+    """The id in `Request #7 is recorded; reading the order…`."""
+    found = re.fullmatch(r"Request #(\d+) is recorded; reading the order…", answer.text)
+    assert found, answer
+    return int(found[1])
+
+
+@contextmanager
+def started(
+    folder: Path,
+    *,
+    mode: Mode = "http",
+    database_url: str | None = None,
+    key: Key | None = None,
+    settings: Mapping[str, str] | None = None,
+    is_slack_away: bool = False,
+) -> Iterator[Journey]:
+    """A bot that is ready (unless Slack is away), in a folder of its own, with SQLite unless a URL says otherwise."""
+    key = key or Key()
+    database_url = database_url or f"sqlite:///{folder / 'cancels.db'}"
+    database = Database(database_url)
+    migrate(database)
+    database.close()
+    with (
+        SlackWorkspace(
+            people=(DANA, BEN, CARA, EMIL, GUEST),
+            channels=(Channel(DESK, "desk"), PRIVATE_WITHOUT_BOT, PAIR_WITHOUT_BOT),
+            post_burst=1000,
+        ) as slack,
+        Exchange(keys=(key,), cancel_delay_s=CANCEL_DELAY_S, requests_per_s=1000) as exchange,
+    ):
+        if is_slack_away:
+            slack.set_mood("away")
+        ours = playground_settings(slack, exchange, key=key, socket_mode=mode == "socket")
+        whole = {**ours, "DATABASE_URL": database_url, **(settings or {})}
+        with BotProcess(folder=folder, settings=whole) as bot:
+            if mode == "http":
+                slack.events_url = bot.events_url
+            if not is_slack_away:
+                bot.wait_until_ready(timeout_s=30)
+            journey = Journey(slack=slack, exchange=exchange, bot=bot, database_url=database_url)
+            try:
+                yield journey
+            finally:
+                journey.close()

@@ -1,0 +1,631 @@
+"""The whole way, with the real process: Slack and Upbit are on loopback, and everything between them is the bot."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import pytest
+from conftest import Postgresql
+from journey import (
+    GUEST,
+    PAIR_WITHOUT_BOT,
+    PRIVATE_WITHOUT_BOT,
+    WITHIN_S,
+    Journey,
+    Mode,
+    recorded_id,
+    started,
+)
+
+from bot.app import EXCHANGE_THREADS
+from bot.playground.demo import BEN, CARA, DANA, DESK, EMIL, free_port, press_at_once
+from bot.playground.exchange import Key, Mood
+
+SENT = ["cancel.sent", "cancel.accepted", "order.canceled", "summary.posted"]
+
+
+@pytest.fixture(scope="module")
+def journey(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journey]:
+    """A bot that the tests of this module share, of the kind that the test asks for: each test has its own order."""
+    mode: Mode
+    mode, kind = request.param
+    postgresql: Postgresql | None = request.getfixturevalue("postgresql") if kind == "postgresql" else None
+    with started(
+        tmp_path_factory.mktemp(f"{mode}-{kind}"),
+        mode=mode,
+        database_url=postgresql.create() if postgresql else None,
+    ) as shared:
+        yield shared
+        assert shared.audit_fault() is None
+        assert not shared.complaints()
+        assert shared.bot.stop() == 0
+
+
+KINDS = {
+    "http-sqlite": ("http", "sqlite"),
+    "socket-postgresql": ("socket", "postgresql"),
+    "http-postgresql": ("http", "postgresql"),
+    "socket-sqlite": ("socket", "sqlite"),
+}
+
+
+def _with(*kinds: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("journey", [KINDS[kind] for kind in kinds], ids=kinds, indirect=True, scope="module")
+
+
+everywhere = _with(*KINDS)
+both_ways = _with("http-sqlite", "socket-postgresql")
+once = _with("http-sqlite")
+
+
+# --- The main job ---------------------------------------------------------------------------------------------------
+
+
+@everywhere
+def test_a_cancel_is_asked_for_approved_sent_once_and_told(journey: Journey) -> None:
+    """This is what the bot is for; it must be the same over HTTP and Socket Mode, on SQLite and PostgreSQL."""
+    answer = journey.slack.command(DANA.id, DESK, "my btc order")
+    assert "is not the uuid of an order" in answer.text
+
+    uuid = journey.exchange.place(volume="1")
+    journey.exchange.fill(uuid, "0.42")
+    asked = journey.ask(uuid=uuid, reason="spread too wide")
+    lines = journey.slack.words(asked.card)
+    assert lines[0] == f"Cancel this order? Request #{asked.id}"
+    assert {"Remaining: 0.58 BTC", "Executed: 0.42 BTC", "Reason: `spread too wide`", "[Approve] [Deny]"} <= set(lines)
+
+    journey.press(CARA, asked, "approve")
+    assert "It needs 1 approval of: @ben, @emil." in journey.hears(CARA, f"You may not decide request #{asked.id}")
+    journey.press(DANA, asked, "approve")
+    journey.hears(DANA, f"You asked for request #{asked.id} yourself")
+    assert not journey.exchange.deletes(uuid)
+
+    journey.press(BEN, asked, "approve")
+    assert journey.verdict(asked).startswith("Canceled: 0.58 of 1 BTC; 0.42 BTC had been filled.")
+    assert not journey.shows(asked, "canceled").buttons
+    (delete,) = journey.exchange.deletes(uuid)
+    assert delete.verified
+    assert delete.effective
+    assert journey.exchange.order(uuid)["state"] == "cancel"
+
+    journey.audited(asked.id, "summary.posted")
+    events = journey.events(asked.id)
+    assert [(event["action"], event["actor"]) for event in events] == [
+        ("request.created", DANA.id),
+        ("request.opened", "system"),
+        ("approval.refused", CARA.id),
+        ("approval.refused", DANA.id),
+        ("request.approved", BEN.id),
+        *((action, "system") for action in SENT),
+    ]
+    assert [event["details"]["reason"] for event in events[2:4]] == ["not_an_approver", "own_request"]
+    sent, canceled = events[5], events[7]
+    assert sent["details"]["nonce"] == delete.nonce
+    assert canceled["details"]["by"] == "this_request"
+    assert events[0]["reason"] == "spread too wide"
+    assert journey.audit_fault() is None
+
+
+@both_ways
+def test_a_denied_request_sends_nothing(journey: Journey) -> None:
+    """A denial is final: the order stays as it is, and who asked reads who denied."""
+    asked = journey.ask()
+    journey.press(EMIL, asked, "deny")
+    assert journey.verdict(asked).startswith("Denied by @emil: nothing was sent to Upbit.")
+    assert not journey.shows(asked, "denied, nothing was sent").buttons
+    journey.audited(asked.id, "summary.posted")
+    assert journey.actions(asked.id) == ["request.created", "request.opened", "request.denied", "summary.posted"]
+    assert not journey.exchange.deletes(asked.uuid)
+    assert journey.exchange.order(asked.uuid)["state"] == "wait"
+
+
+@once
+def test_who_asked_may_take_it_back_by_denying(journey: Journey) -> None:
+    """An approver may not approve what they asked for, but stopping it needs no second person."""
+    asked = journey.ask()
+    journey.press(DANA, asked, "deny")
+    assert journey.verdict(asked).startswith("Denied by @dana")
+
+
+@once
+def test_the_audit_is_read_and_verified_at_the_command_line_while_the_bot_runs(journey: Journey) -> None:
+    """An auditor does not stop the bot to look, and sees what the bot has just done."""
+    asked = journey.ask()
+    journey.press(BEN, asked, "approve")
+    journey.audited(asked.id, "summary.posted")
+
+    shown = journey.bot.command("audit", "show", str(asked.id), "--format", "json")
+    actions = [json.loads(line)["action"] for line in shown.stdout.splitlines()]
+    assert actions == ["request.created", "request.opened", "request.approved", *SENT]
+    verified = journey.bot.command("audit", "verify")
+    assert verified.returncode == 0
+    assert "events verified" in verified.stdout
+
+
+# --- One cancel in effect -------------------------------------------------------------------------------------------
+
+
+@both_ways
+def test_two_approvers_press_at_the_same_instant(journey: Journey) -> None:
+    """One decision wins and makes the one DELETE; the other person is told who won, instead of being ignored."""
+    asked = journey.ask()
+    answers = press_at_once(journey.slack, asked.card, (BEN, "approve"), (EMIL, "approve"))
+    assert all(answer.ok for answer in answers)
+    assert journey.verdict(asked).startswith("Canceled:")
+    approved = journey.audited(asked.id, "request.approved")
+    winner, loser = (BEN, EMIL) if approved["actor"] == BEN.id else (EMIL, BEN)
+    journey.hears(loser, f"Request #{asked.id} was already approved by @{winner.name}")
+    journey.audited(asked.id, "summary.posted")
+    assert journey.actions(asked.id).count("request.approved") == 1
+    assert journey.audited(asked.id, "approval.refused")["details"]["reason"] == "already_decided"
+    assert len(journey.exchange.deletes(asked.uuid)) == 1
+
+
+@both_ways
+def test_a_double_click_cancels_once(journey: Journey) -> None:
+    """People click twice, and Slack may deliver twice: both are acknowledged, one counts."""
+    asked = journey.ask()
+    answer = journey.slack.click(BEN.id, asked.card, "approve", copies=5)
+    assert [each.ok for each in (answer, *answer.copies)] == [True] * 5
+    journey.hears(BEN, f"Request #{asked.id} was already approved by @ben")
+    journey.shows(asked, "canceled")
+    journey.audited(asked.id, "summary.posted")
+    assert journey.actions(asked.id).count("request.approved") == 1
+    assert journey.actions(asked.id).count("approval.refused") == 4
+    assert len(journey.exchange.deletes(asked.uuid)) == 1
+
+
+@both_ways
+def test_approve_and_deny_at_the_same_instant_have_one_outcome(journey: Journey) -> None:
+    """Whichever wins, the order is canceled if and only if the card says so."""
+    asked = journey.ask()
+    answers = press_at_once(journey.slack, asked.card, (BEN, "approve"), (EMIL, "deny"))
+    assert all(answer.ok for answer in answers)
+    verdict = journey.verdict(asked)
+    is_canceled = journey.state(asked.id) == "canceled"
+    assert verdict.startswith("Canceled:" if is_canceled else "Denied by @emil")
+    journey.shows(asked, "canceled" if is_canceled else "denied, nothing was sent")
+    if is_canceled:
+        journey.hears(EMIL, f"Request #{asked.id} was already approved by @ben")
+    else:
+        journey.hears(BEN, f"Request #{asked.id} was already denied by @emil")
+    assert len(journey.exchange.deletes(asked.uuid)) == is_canceled
+
+
+@both_ways
+def test_a_redelivered_command_gets_the_first_answer_again(journey: Journey) -> None:
+    """Slack may deliver a command twice: that is no second request, and no refusal either."""
+    uuid = journey.exchange.place()
+    answer = journey.slack.command(DANA.id, DESK, uuid, deliveries=3)
+    request_id = recorded_id(answer)
+    assert [copy.text for copy in answer.copies] == [answer.text] * 2
+    journey.card_of(request_id)
+    assert journey.actions(request_id).count("request.created") == 1
+    assert [event["request_id"] for event in journey.events() if event["order_uuid"] == uuid] == [request_id] * 2
+
+
+@once
+def test_a_redelivered_refusal_is_audited_once(journey: Journey) -> None:
+    """One wrong command is one event, however often Slack brings it."""
+    before = len(journey.events())
+    answer = journey.slack.command(DANA.id, DESK, "not-a-uuid", deliveries=2)
+    assert answer.copies[0].text == answer.text
+    assert [event["action"] for event in journey.events()[before:]] == ["command.refused"]
+
+
+@once
+def test_an_order_with_an_open_request_leads_to_its_card(journey: Journey) -> None:
+    """Two requests for one order would make two cards that contradict each other."""
+    asked = journey.ask()
+    answer = journey.slack.command(BEN.id, DESK, asked.uuid)
+    address = f"https://playground.slack.com/archives/{DESK}/p{asked.card.ts.replace('.', '')}"
+    assert f"<{address}|request #{asked.id}>" in answer.text
+    journey.press(BEN, asked, "deny")
+    journey.shows(asked, "denied, nothing was sent")
+    journey.ask(uuid=asked.uuid)
+
+
+# --- Refusals, none of them silent ----------------------------------------------------------------------------------
+
+
+@once
+def test_a_click_on_a_decided_request_is_told_who_decided(journey: Journey) -> None:
+    """The buttons may still be on somebody's screen when the card has changed."""
+    asked = journey.ask()
+    journey.press(BEN, asked, "deny")
+    journey.shows(asked, "denied, nothing was sent")
+    journey.forge(EMIL, asked, "approve", value=str(asked.id))
+    journey.hears(EMIL, f"Request #{asked.id} was already denied by @ben")
+    assert journey.state(asked.id) == "denied"
+    assert not journey.exchange.deletes(asked.uuid)
+
+
+@both_ways
+def test_a_click_after_the_time_to_live_does_not_count(journey: Journey) -> None:
+    """An old card is not a standing permission, even in the second before the worker has drawn it as expired."""
+    asked = journey.ask()
+    journey.bring_forward(asked.id, "expires_at")
+    journey.press(BEN, asked, "approve")
+    journey.hears(BEN, f"Request #{asked.id} expired")
+    assert journey.state(asked.id) == "pending"
+    journey.bring_forward(asked.id, "next_attempt_at")
+    assert journey.verdict(asked).startswith("Expired: it had 0 of 1 approvals")
+    assert not journey.shows(asked, "expired, nothing was sent").buttons
+    journey.forge(EMIL, asked, "approve", value=str(asked.id))
+    journey.hears(EMIL, f"Request #{asked.id} expired")
+    assert not journey.exchange.deletes(asked.uuid)
+
+
+@once
+@pytest.mark.parametrize("value", ["999999", "0", "-1", "1 OR 1=1", "٣", "9" * 300, "{}"])
+def test_a_forged_value_decides_nothing(journey: Journey, value: str) -> None:
+    """A click is resolved by the request id it carries and nothing else; what is no id of ours is nobody's request."""
+    asked = journey.ask()
+    before = len(journey.slack.ephemerals(BEN.id))
+    journey.forge(BEN, asked, "approve", value=value)
+    told = journey.slack.wait_for(lambda slack: slack.ephemerals(BEN.id)[before:])
+    assert told[0].text.startswith("The bot does not know the request of this card")
+    assert journey.events()[-1]["details"]["reason"] == "unknown_request"
+    assert journey.state(asked.id) == "pending"
+    assert not journey.exchange.deletes(asked.uuid)
+
+
+@once
+def test_an_unknown_button_is_answered(journey: Journey) -> None:
+    """A card of another version may have buttons that this one does not know."""
+    asked = journey.ask()
+    before = len(journey.slack.ephemerals(BEN.id))
+    journey.forge(BEN, asked, "explode", value=str(asked.id))
+    told = journey.slack.wait_for(lambda slack: slack.ephemerals(BEN.id)[before:])
+    assert told[0].text.startswith("This version of the bot does not know that button")
+    assert journey.state(asked.id) == "pending"
+
+
+@both_ways
+def test_a_guest_of_another_workspace_cannot_decide(journey: Journey) -> None:
+    """In a shared channel people of other companies see the card, and Slack lets them click."""
+    asked = journey.ask()
+    journey.press(GUEST, asked, "approve")
+    journey.hears(GUEST, f"Request #{asked.id} belongs to another workspace than yours")
+    assert journey.audited(asked.id, "approval.refused")["details"]["reason"] == "other_workspace"
+    assert journey.state(asked.id) == "pending"
+
+
+@once
+@pytest.mark.parametrize(
+    ("order", "reason", "told"),
+    [
+        (None, "order_not_found", "Upbit knows no order"),
+        ("done", "already_done", "is already fully executed"),
+        ("cancel", "already_canceled", "is already canceled"),
+    ],
+)
+def test_an_order_that_is_not_open_is_refused_privately(
+    journey: Journey, order: str | None, reason: str, told: str
+) -> None:
+    """There is nothing to approve, so nobody is asked to."""
+    uuid = str(uuid4()) if order is None else journey.exchange.place(state=order)
+    request_id = journey.record(uuid)
+    assert told in journey.hears(DANA, f"Request #{request_id} was refused, and nothing was sent to Upbit.")
+    assert journey.audited(request_id, "request.refused")["details"]["reason"] == reason
+    assert not [each for each in journey.slack.messages(DESK) if uuid in each.text]
+
+
+@both_ways
+@pytest.mark.parametrize("channel", [PRIVATE_WITHOUT_BOT, PAIR_WITHOUT_BOT], ids=["private channel", "direct message"])
+def test_where_the_bot_cannot_post_nothing_stays_pending(journey: Journey, channel: Any) -> None:
+    """A card that nobody can see could only expire; who asked is told at once what to do."""
+    request_id = journey.record(journey.exchange.place(), channel=channel.id)
+    line = journey.hears(DANA, f"Request #{request_id} was refused", "`/invite`")
+    assert "direct message between people that is not possible" in line
+    refused = journey.audited(request_id, "request.refused")
+    assert refused["details"]["reason"] == "cannot_post"
+    assert journey.state(request_id) == "refused"
+
+
+# --- What people type -----------------------------------------------------------------------------------------------
+
+
+@once
+def test_a_reason_pings_nobody_and_links_nowhere(journey: Journey) -> None:
+    """A reason is shown to approvers; it must not call the whole channel, or look like the bot's own words."""
+    asked = journey.ask(reason="<!channel> <@U0CARA> <https://example.com|look> `*bold* & so on")
+    journey.press(BEN, asked, "approve")
+    journey.shows(asked, "canceled")
+    journey.verdict(asked)
+    sent = [json.dumps(dict(call.arguments)) for call in journey.slack.calls() if call.method.startswith("chat.")]
+    assert any("&lt;!channel&gt;" in call for call in sent)
+    assert not any("<!channel>" in call or "<@U0CARA>" in call or "<https://example.com" in call for call in sent)
+
+
+@once
+@pytest.mark.parametrize("typed", ["`{}`", "“{}”", "<{}>", "*{}*"])
+def test_a_uuid_is_understood_as_people_paste_it(journey: Journey, typed: str) -> None:
+    """Slack and phones put quotes around what is pasted, and Upbit's own pages may show capitals."""
+    uuid = journey.exchange.place()
+    request_id = journey.record(typed.format(uuid.upper()))
+    journey.card_of(request_id)
+    assert journey.row(request_id).order_uuid == uuid
+
+
+# --- When the exchange is not well ----------------------------------------------------------------------------------
+
+
+@both_ways
+def test_a_lost_answer_is_found_out_by_looking(journey: Journey) -> None:
+    """The cancel worked and its answer was lost: sending again would be wrong, and so would claiming it as ours."""
+    asked = journey.ask()
+    journey.exchange.set_mood("DELETE", Mood.DROP_AFTER, times=1)
+    journey.press(BEN, asked, "approve")
+    verdict = journey.verdict(asked)
+    assert verdict.startswith("Canceled:")
+    assert "its answer was lost, so it is not proven" in verdict
+    assert journey.audited(asked.id, "order.canceled")["details"]["by"] == "unproven"
+    assert "cancel.unanswered" in journey.actions(asked.id)
+    assert len(journey.exchange.deletes(asked.uuid)) == 1
+
+
+@once
+def test_a_cancel_that_did_nothing_is_sent_again(journey: Journey) -> None:
+    """An error 500 proves nothing; once the order has surely stayed open, the approved cancel is tried again."""
+    asked = journey.ask()
+    journey.exchange.set_mood("DELETE", Mood.HTTP_500, times=1)
+    journey.press(BEN, asked, "approve")
+    assert journey.verdict(asked).startswith("Canceled:")
+    assert [delete.effective for delete in journey.exchange.deletes(asked.uuid)] == [False, True]
+    nonces = {delete.nonce for delete in journey.exchange.deletes(asked.uuid)}
+    assert len(nonces) == 2
+    assert "order.open" in journey.actions(asked.id)
+
+
+@once
+def test_a_cancel_that_was_turned_away_for_the_rate_limit_is_sent_again(journey: Journey) -> None:
+    """Upbit did nothing with it and said so: the approval still holds."""
+    asked = journey.ask()
+    journey.exchange.set_mood("DELETE", Mood.RATELIMITED_429, times=1)
+    journey.press(BEN, asked, "approve")
+    assert journey.verdict(asked).startswith("Canceled:")
+    assert "cancel.unsent" in journey.actions(asked.id)
+    assert [delete.effective for delete in journey.exchange.deletes(asked.uuid)] == [False, True]
+
+
+@once
+def test_an_order_that_fills_meanwhile_is_told_as_filled(journey: Journey) -> None:
+    """Accepted is not canceled: the market can be faster, and then people own what they wanted to get rid of."""
+    asked = journey.ask()
+    journey.exchange.set_mood("DELETE", Mood.FILL_DURING_CANCEL, times=1)
+    journey.press(BEN, asked, "approve")
+    assert journey.verdict(asked).startswith("Filled before the cancel took effect: 0.01 BTC was executed.")
+    journey.shows(asked, "filled before the cancel took effect")
+    assert "order.canceled" not in journey.actions(asked.id)
+
+
+@once
+def test_a_refused_cancel_is_told_with_its_remedy(journey: Journey) -> None:
+    """The key may not cancel: people learn that nothing happened, and the one who runs the bot what to change."""
+    asked = journey.ask()
+    journey.exchange.set_mood("DELETE", Mood.REFUSE, times=1, status=401, name="out_of_scope")
+    journey.press(BEN, asked, "approve")
+    verdict = journey.verdict(asked)
+    assert verdict.startswith("Refused by Upbit:")
+    assert "주문하기" in verdict
+    assert "For your attention: @ben" in verdict
+    assert journey.state(asked.id) == "rejected"
+    assert journey.exchange.order(asked.uuid)["state"] == "wait"
+
+
+@once
+@pytest.mark.parametrize("mood", [Mood.HANG, Mood.HTTP_500, Mood.HTML_502, Mood.NOT_JSON_200])
+def test_a_request_waits_until_the_exchange_is_well_again(journey: Journey, mood: Mood) -> None:
+    """A command that was acknowledged is not forgotten because Upbit stumbled."""
+    uuid = journey.exchange.place()
+    seen = len(journey.exchange.requests)
+    journey.exchange.set_mood("GET", mood)
+    request_id = journey.record(uuid)
+    journey.until_exchange(lambda exchange: len(exchange.requests) > seen)
+    assert journey.state(request_id) == "requested"
+    journey.exchange.clear_moods()
+    journey.card_of(request_id)
+
+
+# --- When Slack is not well -----------------------------------------------------------------------------------------
+
+
+@both_ways
+@pytest.mark.parametrize("mood", ["away", "ratelimited", "http_500"])
+def test_the_cancel_does_not_wait_for_slack(journey: Journey, mood: str) -> None:
+    """An approved cancel is urgent, and a card is not: Slack being away delays only what people see."""
+    asked = journey.ask()
+    journey.slack.set_mood(mood)
+    try:
+        journey.press(BEN, asked, "approve")
+        journey.audited(asked.id, "order.canceled")
+        assert len(journey.exchange.deletes(asked.uuid)) == 1
+        assert not journey.slack.thread(DESK, asked.card.ts)
+    finally:
+        journey.slack.clear_moods()
+    journey.shows(asked, "canceled")
+    assert journey.verdict(asked).startswith("Canceled:")
+
+
+# --- Starting, stopping, dying --------------------------------------------------------------------------------------
+
+
+def test_what_was_acknowledged_is_finished_after_the_process_was_killed(tmp_path: Path) -> None:
+    """Once Slack has shown a person that it worked, no crash may undo it: not an approval, and not a command."""
+    with started(tmp_path) as journey:
+        asked = journey.ask()
+        journey.exchange.set_mood("GET", Mood.HANG)
+        for _ in range(EXCHANGE_THREADS):
+            journey.record(journey.exchange.place())
+        # Every thread is busy from here on: what comes now is committed and acknowledged, and no more than that.
+        journey.until_exchange(
+            lambda exchange: sum(request.method == "GET" for request in exchange.requests) > EXCHANGE_THREADS
+        )
+        journey.press(BEN, asked, "approve")
+        recorded = journey.record(journey.exchange.place())
+        journey.bot.kill()
+        assert journey.state(asked.id) == "approved"
+        assert journey.state(recorded) == "requested"
+        assert not journey.exchange.deletes()
+
+        journey.exchange.clear_moods()
+        journey.bot.start()
+        assert journey.verdict(asked).startswith("Canceled:")
+        journey.card_of(recorded)
+        assert len(journey.exchange.deletes(asked.uuid)) == 1
+        journey.audited(asked.id, "summary.posted")
+        assert journey.actions(asked.id).count("request.approved") == 1
+        assert journey.audit_fault() is None
+
+
+def test_a_cancel_under_way_when_the_process_is_killed_is_not_sent_twice(tmp_path: Path) -> None:
+    """After the crash nobody knows whether the DELETE arrived; the order tells, and a second DELETE would not."""
+    with started(tmp_path) as journey:
+        asked = journey.ask()
+        journey.exchange.set_mood("DELETE", Mood.HANG, after=True)
+        journey.press(BEN, asked, "approve")
+        journey.until_exchange(lambda exchange: exchange.deletes(asked.uuid))
+        journey.bot.kill()
+        assert journey.state(asked.id) == "sending"
+
+        journey.exchange.clear_moods()
+        journey.bring_forward(asked.id, "leased_until", "card_leased_until")
+        journey.bot.start()
+        assert "its answer was lost, so it is not proven" in journey.verdict(asked)
+        assert len(journey.exchange.deletes(asked.uuid)) == 1
+
+
+def test_a_stop_while_a_cancel_is_under_way_waits_for_its_answer(tmp_path: Path) -> None:
+    """A deployment in the wrong moment must not make an outcome unknown."""
+    with started(tmp_path) as journey:
+        asked = journey.ask()
+        journey.exchange.set_mood("DELETE", Mood.SLOW, seconds=1.0, times=1)
+        journey.press(BEN, asked, "approve")
+        journey.until_exchange(lambda exchange: any(request.method == "DELETE" for request in exchange.requests))
+        assert journey.bot.stop() == 0
+        assert "cancel.accepted" in journey.actions(asked.id)
+
+        journey.bot.start()
+        assert journey.verdict(asked).startswith("Canceled:")
+        assert journey.audited(asked.id, "order.canceled")["details"]["by"] == "this_request"
+        assert len(journey.exchange.deletes(asked.uuid)) == 1
+
+
+def test_a_bot_that_starts_while_slack_is_away_is_alive_and_not_ready(tmp_path: Path) -> None:
+    """An orchestrator must not kill it for Slack's fault, and must not send it traffic either."""
+    with started(tmp_path, is_slack_away=True) as journey:
+        answered = journey.until(lambda: journey.bot.get("/healthz"), timeout_s=30)
+        assert answered[0] == 200
+        not_ready = journey.bot.get("/readyz")
+        assert not_ready is not None
+        assert not_ready[0] == 503
+        assert json.loads(not_ready[1])["slack"] is False
+        answer = journey.slack.command(DANA.id, DESK, journey.exchange.place())
+        assert answer.text.startswith("The bot is just starting, and nothing was done.")
+
+        journey.slack.clear_moods()
+        journey.bot.wait_until_ready()
+        journey.ask()
+
+
+@both_ways
+def test_the_health_routes_say_that_all_is_well(journey: Journey) -> None:
+    """They are what orchestrators look at."""
+    assert (journey.bot.get("/healthz") or (0, ""))[0] == 200
+    status, body = journey.bot.get("/readyz") or (0, "")
+    assert status == 200
+    assert all(json.loads(body).values())
+
+
+@once
+def test_a_second_bot_on_the_same_sqlite_file_is_refused(journey: Journey) -> None:
+    """Two processes on one SQLite file would fight for its only writer."""
+    second = journey.bot.command("run", settings={"PORT": str(free_port())})
+    assert second.returncode == 1
+    assert "another `bot run`" in second.stderr
+
+
+@once
+def test_check_finds_a_wrong_key_before_the_first_cancel_does(journey: Journey) -> None:
+    """Whoever sets the bot up wants to know now, and without anything being sent."""
+    fine = journey.bot.command("check")
+    assert fine.returncode == 0, fine.stdout + fine.stderr
+    assert "✗" not in fine.stdout
+    wrong = journey.bot.command("check", settings={"UPBIT_OPEN_API_SECRET_KEY": "of-another-key-altogether-0123456789"})
+    assert wrong.returncode == 1
+    assert "✗ Upbit" in wrong.stdout
+    assert not [
+        delete for delete in journey.exchange.deletes() if delete.uuid == "00000000-0000-0000-0000-000000000000"
+    ]
+
+
+@once
+def test_a_run_with_wrong_settings_names_every_fault_at_once(journey: Journey) -> None:
+    """Faults told one at a time cost a restart each; and a bot that nobody can approve at must not start."""
+    faulty = {
+        "APPROVERS": "",
+        "UPBIT_OPEN_API_SERVER_URL": "https://example.com",
+        "APPROVAL_TTL_MINUTES": "soon",
+        "APPROVALS_REQUIRED": "2",
+    }
+    refused = journey.bot.command("run", settings=faulty)
+    assert refused.returncode == 1
+    assert all(any(line.startswith(name) for line in refused.stderr.splitlines()) for name in faulty), refused.stderr
+
+
+# --- Secrets --------------------------------------------------------------------------------------------------------
+
+
+def test_secrets_appear_nowhere(tmp_path: Path) -> None:
+    """Logs are shipped, audits exported and messages read by many: none of them may hold what signs an order."""
+    key = Key(access_key="canary-access-key-71f0", secret_key="canary-secret-key-with-forty-characters-8e2d")
+    with started(tmp_path, key=key, settings={"LOG_LEVEL": "DEBUG"}) as journey:
+        _go_through_thick_and_thin(journey)
+        listed = journey.bot.command("audit", "list", "--format", "json", "--limit", "100000").stdout
+        assert journey.bot.stop() == 0
+
+        tokens = {request.headers["authorization"].removeprefix("Bearer ") for request in journey.exchange.requests}
+        assert len(tokens) == len(journey.exchange.requests)
+        ours = journey.slack.installation
+        secrets = {key.access_key, key.secret_key, ours.bot_token, ours.signing_secret, *tokens}
+        shelves = {
+            "log": journey.bot.log().encode(),
+            "audit": listed.encode(),
+            "messages": "\n".join(journey.slack.transcript()).encode(),
+            "calls": "\n".join(json.dumps(dict(call.arguments)) for call in journey.slack.calls()).encode(),
+            **{path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name.startswith("cancels.db")},
+        }
+        assert all(shelves[name] for name in ("log", "audit", "messages", "calls", "cancels.db"))
+        found = [(shelf, secret) for shelf, held in shelves.items() for secret in secrets if secret.encode() in held]
+        assert not found
+        assert b"Bearer" not in b"".join(shelves.values())
+        assert b"eyJ" not in b"".join(shelves.values())
+        assert urlsplit(journey.slack.api_url).netloc + "/response/" not in journey.bot.log()
+
+
+def _go_through_thick_and_thin(journey: Journey) -> None:
+    """One conversation with everything in it that is likely to be logged: errors of both neighbours, refusals."""
+    journey.slack.command(DANA.id, DESK, "not-a-uuid")
+    asked = journey.ask(reason="canary")
+    journey.press(CARA, asked, "approve")
+    journey.hears(CARA, f"You may not decide request #{asked.id}")
+    journey.exchange.set_mood("DELETE", Mood.DROP_AFTER, times=1)
+    journey.exchange.set_mood("GET", Mood.HTTP_500, times=1)
+    journey.slack.set_mood("http_500", times=2)
+    journey.press(BEN, asked, "approve")
+    journey.verdict(asked)
+    rejected = journey.ask()
+    journey.exchange.set_mood("DELETE", Mood.REFUSE, times=1, status=401, name="jwt_verification")
+    journey.press(BEN, rejected, "approve")
+    journey.verdict(rejected)
+    journey.slack.wait_for(lambda slack: slack.calls("response_url"), timeout_s=WITHIN_S)
+    unsigned = {
+        "Content-Type": "application/x-www-form-urlencoded",
+        "X-Slack-Signature": "v0=00",
+        "X-Slack-Request-Timestamp": "1",
+    }
+    assert journey.slack.deliver_raw(unsigned, b"payload={}").http_status == 401

@@ -1,0 +1,675 @@
+"""The store: a state and its audit event are one, leases keep workers apart, and nothing forks when many write."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from builders import (
+    APPROVER,
+    HOME,
+    REQUESTER,
+    RESPONSE_URL,
+    SECOND,
+    START,
+    HandClock,
+    at_once,
+    click,
+    command,
+    create,
+    create_pending,
+    execute,
+    order,
+    order_uuid,
+    present,
+    rows,
+    walk,
+    workflow,
+)
+from sqlalchemy import update
+
+from bot.database.audit_log import AuditLog, Filter
+from bot.database.engine import Database
+from bot.database.migration import migrate
+from bot.database.schema import cancel_requests
+from bot.database.store import LEASE, RESPONSE_URL_LIFETIME, TIMER_SLACK, SqlStore
+from bot.domain.audit import Action, Actor, Outcome, Reason
+from bot.domain.cancel_request import CanceledBy, CancelRequest, DecisionKind, State, Verdict
+from bot.domain.errors import IllegalTransition, NothingDone, Overtaken
+from bot.workflow import NOTICE_LIFETIME, CommandAnswer, Lane, Lease, Notice, NoticeKind, settle
+
+
+class Stop(Exception):
+    """What a test raises to leave a transaction early."""
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    return HandClock()
+
+
+@pytest.fixture
+def by_hand(database_url: str, clock: HandClock) -> Iterator[Database]:
+    """A migrated, empty database whose clock the test sets."""
+    opened = Database(database_url, clock=clock)
+    migrate(opened)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def store(by_hand: Database) -> SqlStore:
+    return SqlStore(by_hand)
+
+
+def actions(database: Database) -> list[str]:
+    return [str(event["action"]) for event in AuditLog(database).list(Filter(), limit=1000, newest_first=False)]
+
+
+def owe(store: SqlStore, request_id: int | None = None, kind: NoticeKind = NoticeKind.CLICK_REFUSED) -> int:
+    """A private line that is owed; its id."""
+    with store.transaction(request_id) as tx:
+        tx.tell(
+            Notice(
+                kind=kind,
+                reason=Reason.NOT_AN_APPROVER,
+                user_id=APPROVER.id,
+                channel_id="C0DESK",
+                response_url=RESPONSE_URL,
+            )
+        )
+    return store.due(limit=100).notices[-1]
+
+
+# Rows and values
+
+
+def test_a_request_is_read_as_it_was_written(store: SqlStore, clock: HandClock) -> None:
+    """Every type of the domain survives both databases: times, orders, lists, enums, people."""
+    asked = command()
+    with store.transaction() as tx:
+        made = tx.create(asked)
+    assert store.read(made.id) == made
+    assert (made.state, made.requester, made.created_at, made.revision) == (State.REQUESTED, REQUESTER, START, 0)
+    assert (made.order_uuid, made.reason, made.response_url) == (asked.order_uuid, asked.reason, RESPONSE_URL)
+    assert (made.order, made.approvers, made.decisions, made.said_state) == (None, (), (), None)
+
+    later = START + timedelta(microseconds=123_456)
+    with store.transaction(made.id) as tx:
+        tx.move(Action.REQUEST_OPENED, order=order(), order_now=order(state="done"), approvers=("U1", "U2"))
+        tx.decide(DecisionKind.DENY, APPROVER)
+        tx.change(
+            canceled_by=CanceledBy.UNPROVEN.value,
+            settled_verdict=Verdict.OPEN.value,
+            said_state=State.FILLED.value,
+            ended_at=later,
+        )
+    read = present(store.read(made.id))
+    assert (read.order, read.order_now, read.approvers) == (order(), order(state="done"), ("U1", "U2"))
+    assert [(decision.kind, decision.actor, decision.decided_at) for decision in read.decisions] == [
+        (DecisionKind.DENY, APPROVER, START)
+    ]
+    assert (read.canceled_by, read.settled_verdict) == (CanceledBy.UNPROVEN, Verdict.OPEN)
+    assert (read.said_state, read.ended_at) == (State.FILLED, later)
+
+
+def test_what_is_not_there_is_none(store: SqlStore) -> None:
+    """A click may carry any number."""
+    assert store.read(42) is None
+    assert store.request_of_trigger("never") is None
+    assert settle(store, 42, verdict=Verdict.OPEN, reason="", actor=APPROVER) is None
+    with store.transaction(42) as tx:
+        assert tx.request is None
+
+
+def test_an_order_has_at_most_one_open_request(store: SqlStore) -> None:
+    """Two cards for one order would be two cancels to argue about."""
+    first = create(store)
+    with pytest.raises(NothingDone, match=r"(?i)unique"):
+        create(store, order_uuid=first.order_uuid)
+    with store.transaction() as tx:
+        assert tx.open_request_of_order(first.order_uuid) == first
+        assert tx.open_request_of_order(order_uuid()) is None
+        assert tx.count_open_requests_of(REQUESTER.id) == 1
+        assert tx.count_open_requests_of(APPROVER.id) == 0
+
+
+@pytest.mark.parametrize("last", [Action.OUTCOME_UNRESOLVED, Action.ORDER_CANCELED])
+def test_a_request_that_is_unresolved_or_ended_blocks_no_other(store: SqlStore, last: Action) -> None:
+    """When nothing is known of a cancel, somebody must be able to ask again."""
+    first = create_pending(store)
+    walk(store, first.id, Action.REQUEST_APPROVED, Action.CANCEL_SENT, last)
+    assert create(store, order_uuid=first.order_uuid).id != first.id
+
+
+def test_one_delivery_makes_one_request(store: SqlStore) -> None:
+    """Slack delivers again; the schema has the last word."""
+    first = create(store, trigger_id="once")
+    with pytest.raises(NothingDone, match=r"(?i)unique"):
+        create(store, trigger_id="once")
+    assert store.request_of_trigger("once") == first.id
+    with store.transaction() as tx:
+        assert (tx.request_of_trigger("once"), tx.request_of_trigger("other")) == (first.id, None)
+
+
+def test_a_command_that_was_refused_is_remembered(store: SqlStore) -> None:
+    """A repeated delivery of a refused command hears the same answer, and is not audited twice."""
+    refused = command(requester=Actor(id="U0", team_id="T0OTHER"))
+    workflow(store).command(refused, home_team=HOME)
+    with store.transaction() as tx:
+        assert tx.refusal_of_trigger(refused.trigger_id) is Reason.OTHER_WORKSPACE
+        assert tx.refusal_of_trigger("never") is None
+
+
+# Guarded transitions and their audit
+
+
+def test_a_transition_moves_the_row_and_writes_the_audit(store: SqlStore, by_hand: Database) -> None:
+    """The audit action is the transition's name, so the two cannot tell different stories."""
+    made = create_pending(store)
+    with store.transaction(made.id) as tx:
+        moved = tx.move(
+            Action.REQUEST_APPROVED, actor=APPROVER, details={"why": "ok"}, trigger_id="t", due_in_s=5.0, attempts=0
+        )
+        assert tx.request == moved
+    assert store.read(made.id) == moved
+    assert (moved.state, moved.revision) == (State.APPROVED, made.revision + 1)
+    assert moved.next_attempt_at == START + timedelta(seconds=5)
+    event = AuditLog(by_hand).list(Filter(), limit=1)[0]
+    assert event == event | {
+        "action": "request.approved",
+        "outcome": "ok",
+        "actor": APPROVER.id,
+        "actor_name": APPROVER.name,
+        "actor_team": HOME,
+        "request_id": made.id,
+        "order_uuid": made.order_uuid,
+        "market": "KRW-BTC",
+        "team_id": HOME,
+        "channel_id": "C0DESK",
+        "trigger_id": "t",
+        "details": {"state": "approved", "why": "ok"},
+    }
+
+
+def test_a_transition_that_the_table_does_not_know_changes_nothing(store: SqlStore, by_hand: Database) -> None:
+    """An illegal move is a bug or a lost race: never a state."""
+    made = create(store)
+    with pytest.raises(IllegalTransition), store.transaction(made.id) as tx:
+        tx.move(Action.CANCEL_SENT)
+    assert store.read(made.id) == made
+    assert actions(by_hand) == ["request.created"]
+
+
+@pytest.mark.parametrize(
+    "behind_its_back", [{"revision": 7}, {"state": "denied"}, {"fence": 7}], ids=["revision", "state", "fence"]
+)
+def test_a_transition_is_guarded_by_revision_state_and_fence(
+    store: SqlStore, by_hand: Database, behind_its_back: dict[str, Any]
+) -> None:
+    """The row lock is one defense; the guard of the UPDATE holds even where the lock did not."""
+    made = create_pending(store)
+    lease = Lease(request_id=made.id, lane=Lane.EXCHANGE, fence=made.fence)
+
+    def move_behind_its_back() -> None:
+        with store.transaction(made.id, lease=lease) as tx:
+            tx._connection.execute(update(cancel_requests).values(behind_its_back))
+            tx.move(Action.REQUEST_APPROVED)
+
+    with pytest.raises(Overtaken):
+        move_behind_its_back()
+    assert store.read(made.id) == made
+    assert actions(by_hand) == ["request.created", "request.opened"]
+
+
+def test_who_lost_the_lease_changes_nothing(store: SqlStore, clock: HandClock) -> None:
+    """A worker that hung past its lease must not overwrite what the next one found."""
+    made = create_pending(store)
+    clock.advance(1800)
+    lost = present(store.lease(made.id, Lane.EXCHANGE))
+    clock.advance(LEASE.total_seconds())
+    held = present(store.lease(made.id, Lane.EXCHANGE))
+    with pytest.raises(Overtaken), store.transaction(made.id, lease=lost) as tx:
+        tx.move(Action.REQUEST_EXPIRED)
+    with pytest.raises(Overtaken), store.transaction(made.id, lease=lost) as tx:
+        tx.change(attempts=9)
+    with pytest.raises(Overtaken), store.transaction(made.id, lease=lost) as tx:
+        tx.record(Action.CANCEL_UNANSWERED, attempts=0)
+    with store.transaction(made.id, lease=held) as tx:
+        assert tx.move(Action.REQUEST_EXPIRED).state is State.EXPIRED
+
+
+def test_each_lane_has_a_fence_of_its_own(store: SqlStore) -> None:
+    """Drawing a card must not take the exchange's lease away."""
+    made = create_pending(store)
+    lease = present(store.lease(made.id, Lane.SLACK))
+    assert present(store.read(made.id)).fence == made.fence
+    with store.transaction(made.id, lease=lease) as tx:
+        tx.change(card_ts="1.2")
+    assert present(store.read(made.id)).card_ts == "1.2"
+
+
+def test_an_exception_in_the_block_undoes_state_and_audit(store: SqlStore, by_hand: Database) -> None:
+    """State and audit are one transaction: neither can be there without the other."""
+    made = create_pending(store)
+    before = AuditLog(by_hand).verify()
+
+    def change_much_and_stop() -> None:
+        with store.transaction(made.id) as tx:
+            tx.decide(DecisionKind.APPROVE, APPROVER)
+            tx.move(Action.REQUEST_APPROVED)
+            tx.tell(Notice(kind=NoticeKind.REDRAW, user_id="U", channel_id="C"))
+            raise Stop
+
+    with pytest.raises(Stop):
+        change_much_and_stop()
+    assert store.read(made.id) == made
+    assert AuditLog(by_hand).verify() == before
+    assert store.due(limit=10).notices == ()
+
+
+def test_no_audit_no_change(store: SqlStore, by_hand: Database) -> None:
+    """Where the audit cannot be written, nothing happens."""
+    made = create_pending(store)
+    execute(by_hand, "ALTER TABLE audit_events RENAME TO audit_events_away")
+    with pytest.raises(NothingDone), store.transaction(made.id) as tx:
+        tx.move(Action.REQUEST_APPROVED)
+    assert store.read(made.id) == made
+
+
+def test_without_a_head_nothing_is_done(store: SqlStore, by_hand: Database) -> None:
+    """An audit that cannot be continued stops the bot rather than starting a second chain."""
+    execute(by_hand, "DELETE FROM audit_head")
+    with pytest.raises(NothingDone, match="NoResultFound"):
+        create(store)
+
+
+def test_a_request_that_ended_is_never_due_again(store: SqlStore) -> None:
+    """Whatever wait was asked for."""
+    made = create_pending(store)
+    with store.transaction(made.id) as tx:
+        assert tx.move(Action.REQUEST_DENIED, due_in_s=5.0).next_attempt_at is None
+    assert store.due(limit=10).exchange == ()
+
+
+def test_what_moves_nothing_is_recorded_with_its_changes(store: SqlStore, by_hand: Database) -> None:
+    """The audit of a click that does not count says where it was made; a change rides in the same transaction."""
+    made = create_pending(store)
+    with store.transaction(made.id) as tx:
+        tx.record(
+            Action.CANCEL_DOUBTED,
+            outcome=Outcome.UNKNOWN,
+            details={"error": "order_not_found"},
+            channel_id="C0OTHER",
+            doubt="order_not_found",
+        )
+    read = present(store.read(made.id))
+    assert (read.doubt, read.revision) == ("order_not_found", made.revision)
+    event = AuditLog(by_hand).list(Filter(), limit=1)[0]
+    assert (event["request_id"], event["channel_id"], event["outcome"]) == (made.id, "C0OTHER", "unknown")
+
+
+def test_a_command_that_made_no_request_is_recorded_with_its_own_facts(store: SqlStore, by_hand: Database) -> None:
+    """Refusals are audited too, and there is no row to take the facts from."""
+    with store.transaction() as tx:
+        tx.record(Action.COMMAND_REFUSED, actor=APPROVER, team_id=HOME, channel_id="C", order_uuid="u", reason="why")
+    event = AuditLog(by_hand).list(Filter(), limit=1)[0]
+    assert (event["request_id"], event["order_uuid"], event["reason"]) == (None, "u", "why")
+    assert (event["team_id"], event["channel_id"], event["details"]) == (HOME, "C", {})
+
+
+def test_only_a_new_revision_asks_for_the_card_to_be_drawn(store: SqlStore) -> None:
+    """What only the lanes need must not redraw the card."""
+    made = create_pending(store)
+    drawn = present(store.lease(made.id, Lane.SLACK))
+    store.release(drawn, due_in_s=None, seen_revision=made.revision)
+    with store.transaction(made.id) as tx:
+        tx.change(attempts=3)
+    assert (present(store.read(made.id)).revision, store.due(limit=10).slack) == (made.revision, ())
+    with store.transaction(made.id) as tx:
+        tx.change(redraw=True, order_now=order(executed_volume="0.5"))
+    assert (present(store.read(made.id)).revision, store.due(limit=10).slack) == (made.revision + 1, (made.id,))
+
+
+def test_a_decision_counts_once_for_each_person_and_kind(store: SqlStore) -> None:
+    """Who approved may still deny while it is pending, but two clicks of one person are not two approvals."""
+    made = create_pending(store)
+    for kind in DecisionKind:
+        with store.transaction(made.id) as tx:
+            tx.decide(kind, APPROVER)
+    with pytest.raises(NothingDone, match=r"(?i)unique"), store.transaction(made.id) as tx:
+        tx.decide(DecisionKind.APPROVE, APPROVER)
+    decided = present(store.read(made.id))
+    assert [decision.kind for decision in decided.decisions] == list(DecisionKind)
+
+
+def test_what_a_person_found_at_upbit_settles_an_unresolved_request(store: SqlStore, by_hand: Database) -> None:
+    """Only from unresolved, with a name and a reason."""
+    made = create_pending(store)
+    walk(store, made.id, Action.REQUEST_APPROVED, Action.CANCEL_SENT)
+    with pytest.raises(IllegalTransition):
+        settle(store, made.id, verdict=Verdict.CANCELED, reason="seen", actor=APPROVER)
+    walk(store, made.id, Action.OUTCOME_UNRESOLVED)
+    settled = present(settle(store, made.id, verdict=Verdict.CANCELED, reason="seen", actor=APPROVER))
+    assert (settled.state, settled.settled_verdict, settled.settled_by) == (
+        State.SETTLED,
+        Verdict.CANCELED,
+        APPROVER.id,
+    )
+    assert actions(by_hand)[-1] == "outcome.settled"
+
+
+# Leases
+
+
+def test_a_lane_has_one_holder(store: SqlStore) -> None:
+    """Two workers on one request would send two DELETEs."""
+    made = create(store)
+    first = store.lease(made.id, Lane.EXCHANGE)
+    assert first == Lease(request_id=made.id, lane=Lane.EXCHANGE, fence=1)
+    assert store.lease(made.id, Lane.EXCHANGE) is None
+    assert store.lease(42, Lane.EXCHANGE) is None
+
+
+def test_of_many_who_reach_for_a_lease_at_once_one_gets_it(store: SqlStore) -> None:
+    """The click's nudge and the loop's round meet all the time."""
+    made = create(store)
+    taken = at_once(*[lambda: store.lease(made.id, Lane.EXCHANGE)] * 8)
+    assert [lease for lease in taken if lease is not None] == [Lease(request_id=made.id, lane=Lane.EXCHANGE, fence=1)]
+
+
+def test_a_lease_runs_out_by_the_databases_clock(store: SqlStore, clock: HandClock) -> None:
+    """A worker that died holds nothing for ever, and machines need not agree on the time."""
+    made = create(store)
+    store.lease(made.id, Lane.EXCHANGE)
+    clock.advance(LEASE.total_seconds() - 0.001)
+    assert store.lease(made.id, Lane.EXCHANGE) is None
+    assert store.due(limit=10).exchange == ()
+    clock.advance(0.001)
+    assert store.due(limit=10).exchange == (made.id,)
+    assert present(store.lease(made.id, Lane.EXCHANGE)).fence == 2
+
+
+def test_a_lease_that_was_lost_cannot_be_given_back(store: SqlStore, clock: HandClock) -> None:
+    """Else the one who hung would free the lane under the one who works."""
+    made = create(store)
+    lost = present(store.lease(made.id, Lane.EXCHANGE))
+    clock.advance(LEASE.total_seconds())
+    store.lease(made.id, Lane.EXCHANGE)
+    assert store.release(lost, due_in_s=1.0, seen_revision=made.revision) is None
+    assert store.lease(made.id, Lane.EXCHANGE) is None
+
+
+def test_a_lease_that_is_given_back_is_due_when_its_holder_said(store: SqlStore, clock: HandClock) -> None:
+    """Waits between looks at the order live in the row, so a restart keeps them."""
+    made = create(store)
+    lease = present(store.lease(made.id, Lane.EXCHANGE))
+    assert store.release(lease, due_in_s=5.0, seen_revision=made.revision) == 5.0
+    read = present(store.read(made.id))
+    assert (read.next_attempt_at, read.attempts) == (START + timedelta(seconds=5), 1)
+    assert store.lease(made.id, Lane.EXCHANGE) is None
+    clock.advance(5.0)
+    last = present(store.lease(made.id, Lane.EXCHANGE))
+    assert store.release(last, due_in_s=None, seen_revision=made.revision) is None
+    read = present(store.read(made.id))
+    assert (read.next_attempt_at, read.attempts) == (None, 0)
+
+
+def test_a_timer_that_fires_a_little_early_finds_its_work(store: SqlStore, clock: HandClock) -> None:
+    """Else the work would wait for the next round of the loop."""
+    made = create(store)
+    lease = present(store.lease(made.id, Lane.EXCHANGE))
+    store.release(lease, due_in_s=5.0, seen_revision=made.revision)
+    clock.now = START + timedelta(seconds=5) - TIMER_SLACK - timedelta(milliseconds=1)
+    assert store.lease(made.id, Lane.EXCHANGE) is None
+    clock.now = START + timedelta(seconds=5) - TIMER_SLACK
+    assert store.due(limit=10).exchange == ()
+    assert store.lease(made.id, Lane.EXCHANGE) is not None
+
+
+@pytest.mark.parametrize("lane", list(Lane))
+@pytest.mark.parametrize("due_in_s", [None, 60.0])
+def test_a_row_that_changed_meanwhile_is_due_at_once(
+    store: SqlStore, clock: HandClock, lane: Lane, due_in_s: float | None
+) -> None:
+    """No wake-up is lost: a click during a step would otherwise wait for the step's own time."""
+    made = create_pending(store)
+    clock.advance(1800)
+    lease = present(store.lease(made.id, lane))
+    walk(store, made.id, Action.REQUEST_APPROVED)
+    assert store.release(lease, due_in_s=due_in_s, seen_revision=made.revision) == 0.0
+    assert store.lease(made.id, lane) is not None
+    assert present(store.read(made.id)).card_shown_revision == -1
+
+
+def test_a_card_that_was_drawn_shows_the_revision_that_was_seen(store: SqlStore) -> None:
+    """`card_shown_revision` is what keeps cards from being drawn for nothing, or not at all."""
+    made = create_pending(store)
+    waiting = present(store.lease(made.id, Lane.SLACK))
+    store.release(waiting, due_in_s=0.0, seen_revision=made.revision)
+    assert present(store.read(made.id)).card_shown_revision == -1
+    drawn = present(store.lease(made.id, Lane.SLACK))
+    store.release(drawn, due_in_s=None, seen_revision=made.revision)
+    read = present(store.read(made.id))
+    assert (read.card_shown_revision, read.card_attempts) == (made.revision, 0)
+
+
+def test_what_is_due_is_listed_longest_waiting_first(store: SqlStore, clock: HandClock) -> None:
+    """Nobody starves when there is more than fits."""
+    first, second, third = (create(store) for _ in range(3))
+    lease = present(store.lease(first.id, Lane.EXCHANGE))
+    clock.advance(1)
+    store.release(lease, due_in_s=0.0, seen_revision=first.revision)
+    create_pending(store)
+    assert store.due(limit=10).exchange == (second.id, third.id, first.id)
+    assert store.due(limit=2).exchange == (second.id, third.id)
+    assert len(store.due(limit=10).slack) == 1
+
+
+# Notices
+
+
+def test_a_notice_holds_what_the_messenger_needs(store: SqlStore) -> None:
+    """The line is drawn from the row as it is now, not from what was known when it was owed."""
+    made = create_pending(store)
+    notice = present(store.lease_notice(owe(store, made.id)))
+    assert notice == Notice(
+        kind=NoticeKind.CLICK_REFUSED,
+        reason=Reason.NOT_AN_APPROVER,
+        user_id=APPROVER.id,
+        channel_id="C0DESK",
+        response_url=RESPONSE_URL,
+        id=notice.id,
+        request=made,
+        attempts=0,
+        created_at=START,
+        fence=1,
+    )
+    assert {field.name for field in fields(Notice)} >= {"message_ts"}
+
+
+def test_a_notice_without_a_request_or_a_reason(store: SqlStore) -> None:
+    """A click on a button without a row is answered as well."""
+    with store.transaction() as tx:
+        tx.tell(Notice(kind=NoticeKind.REDRAW, user_id="U", channel_id="C", message_ts="1.2"))
+    notice = present(store.lease_notice(store.due(limit=1).notices[0]))
+    assert (notice.request, notice.reason, notice.message_ts, notice.response_url) == (None, None, "1.2", None)
+
+
+def test_slow_reading_is_told_once(store: SqlStore) -> None:
+    """Every retry of the read would tell it again."""
+    made, other = create(store), create(store)
+    for request_id in (made.id, made.id, other.id):
+        owe(store, request_id, NoticeKind.STILL_READING)
+    for _ in range(2):
+        owe(store, made.id, NoticeKind.CLICK_REFUSED)
+    assert len(store.due(limit=10).notices) == 4
+
+
+def test_a_notice_has_one_teller(store: SqlStore, clock: HandClock) -> None:
+    """Nobody wants the same private line from two workers; who died is replaced."""
+    notice_id = owe(store)
+    assert present(store.lease_notice(notice_id)).attempts == 0
+    assert store.lease_notice(notice_id) is None
+    assert store.lease_notice(42) is None
+    clock.advance(LEASE.total_seconds())
+    again = present(store.lease_notice(notice_id))
+    assert (again.attempts, again.fence) == (1, 2)
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_a_response_url_is_erased_with_its_notice(store: SqlStore, by_hand: Database, given_up: bool) -> None:  # noqa: FBT001
+    """It is a key to the person's screen."""
+    notice = present(store.lease_notice(owe(store)))
+    store.finish_notice(notice, given_up=given_up)
+    assert store.lease_notice(notice.id) is None
+    assert store.due(limit=10).notices == ()
+    ((url, told, gave_up),) = rows(by_hand, "SELECT response_url, sent_at IS NOT NULL, given_up FROM notices")
+    assert (url, bool(told), bool(gave_up)) == (None, not given_up, given_up)
+
+
+def test_a_response_url_is_not_handed_out_when_slack_no_longer_takes_it(store: SqlStore, clock: HandClock) -> None:
+    """After half an hour Slack refuses it, and the try would be lost."""
+    notice_id = owe(store, kind=NoticeKind.REQUEST_REFUSED)
+    clock.now = START + RESPONSE_URL_LIFETIME - timedelta(seconds=1)
+    notice = present(store.lease_notice(notice_id))
+    assert notice.response_url == RESPONSE_URL
+    store.postpone_notice(notice, due_in_s=1.0)
+    clock.advance(1)
+    assert present(store.lease_notice(notice_id)).response_url is None
+
+
+def test_a_line_that_comes_too_late_is_not_told(store: SqlStore, by_hand: Database, clock: HandClock) -> None:
+    """A line like `still reading` an hour later confuses more than it tells."""
+    notice_id = owe(store, create(store).id, NoticeKind.STILL_READING)
+    clock.now = START + NOTICE_LIFETIME[NoticeKind.STILL_READING]
+    assert store.lease_notice(notice_id) is None
+    assert store.due(limit=10).notices == ()
+    ((url, told, gave_up),) = rows(by_hand, "SELECT response_url, sent_at, given_up FROM notices")
+    assert (url, told, bool(gave_up)) == (None, None, True)
+
+
+def test_a_notice_is_put_off_only_by_who_holds_it(store: SqlStore, clock: HandClock) -> None:
+    """Slack said to come back later; one who lost the lease has no say in it."""
+    lost = present(store.lease_notice(owe(store)))
+    clock.advance(LEASE.total_seconds())
+    held = present(store.lease_notice(lost.id))
+    store.postpone_notice(lost, due_in_s=0.0)
+    assert store.lease_notice(held.id) is None
+    store.postpone_notice(held, due_in_s=7.0)
+    clock.advance(6.0)
+    assert store.lease_notice(held.id) is None
+    clock.advance(1.0)
+    assert present(store.lease_notice(held.id)).fence == 3
+
+
+# Time
+
+
+def test_a_clock_that_jumps_back_never_turns_the_audit_around(
+    store: SqlStore, by_hand: Database, clock: HandClock
+) -> None:
+    """An auditor reads the order of events from their times as well."""
+    made = create_pending(store)
+    clock.advance(-3600)
+    walk(store, made.id, Action.REQUEST_APPROVED)
+    clock.advance(3601)
+    walk(store, made.id, Action.CANCEL_SENT)
+    times = [event["occurred_at"] for event in AuditLog(by_hand).list(Filter(), limit=9, newest_first=False)]
+    assert times == ["2026-11-23T09:00:00.000000Z"] * 3 + ["2026-11-23T09:00:01.000000Z"]
+    assert AuditLog(by_hand).verify().fault is None
+
+
+def test_the_injected_clock_is_the_only_clock(store: SqlStore, clock: HandClock) -> None:
+    """Tests of time need no waiting; what a transaction writes carries one moment."""
+    clock.advance(86_400)
+    with store.transaction() as tx:
+        assert tx.now == START + timedelta(days=1)
+        assert tx.create(command()).created_at == tx.now
+
+
+def test_without_an_injected_clock_the_database_tells_the_time(database: Database) -> None:
+    """Replicas on different machines agree only on the database's clock."""
+    with database.read() as connection:
+        first, second = database.now(connection), database.now(connection)
+    assert first.utcoffset() == timedelta(0)
+    assert first <= second < first + timedelta(seconds=10)
+
+
+# Many at once
+
+
+def test_two_people_ask_for_one_order_at_once(database: Database) -> None:
+    """One request is made; the other person is shown it."""
+    story = workflow(SqlStore(database))
+    for _ in range(5):
+        uuid = order_uuid()
+        both = [command(order_uuid=uuid), command(order_uuid=uuid, requester=SECOND)]
+        answers = at_once(*[lambda asked=asked: story.command(asked, home_team=HOME) for asked in both])
+        made, refused = sorted((answer for answer in answers if isinstance(answer, CommandAnswer)), key=_is_refusal)
+        assert refused.refusal is Reason.ORDER_HAS_OPEN_REQUEST
+        assert present(refused.open_request).id == present(made.request_id)
+    assert actions(database).count("request.created") == 5
+
+
+def _is_refusal(answer: CommandAnswer) -> bool:
+    return answer.refusal is not None
+
+
+def test_one_delivery_that_comes_twice_at_once_makes_one_request(database: Database) -> None:
+    """Slack may deliver on two connections at the same time; both hear the same number."""
+    story = workflow(SqlStore(database))
+    asked = command()
+    first, second = at_once(*[lambda: story.command(asked, home_team=HOME)] * 2)
+    assert first == second
+    assert actions(database) == ["request.created"]
+
+
+@pytest.mark.parametrize("second_kind", list(DecisionKind))
+def test_two_approvers_press_at_once(database: Database, second_kind: DecisionKind) -> None:
+    """Exactly one decision wins, whatever the other button was, and the other person hears that they came second."""
+    store = SqlStore(database)
+    story = workflow(store)
+    for _ in range(5):
+        made = create_pending(store)
+        presses = [click(made.id), click(made.id, SECOND, kind=second_kind)]
+        heard = at_once(*[lambda press=press: story.click(press) for press in presses])
+        assert sorted(heard, key=str) == sorted([None, Reason.ALREADY_DECIDED], key=str)
+        winner = presses[heard.index(None)]
+        decided = present(store.read(made.id))
+        assert [(decision.kind, decision.actor) for decision in decided.decisions] == [(winner.kind, winner.actor)]
+        assert decided.state is (State.APPROVED if winner.kind is DecisionKind.APPROVE else State.DENIED)
+    assert AuditLog(database).verify().fault is None
+
+
+TRANSACTIONS = 12
+
+
+def test_the_chain_never_forks_when_many_write(database: Database) -> None:
+    """Hash chains fork under concurrent writers elsewhere, and cry tampering for ever."""
+    store = SqlStore(database)
+    threads = 8 if database.is_sqlite else 16
+
+    def write(_: int) -> list[int]:
+        return [_walk_through(store, count) for count in range(TRANSACTIONS)]
+
+    with ThreadPoolExecutor(threads) as crowd:
+        made = [request_id for ids in crowd.map(write, range(threads)) for request_id in ids]
+    wanted = threads * TRANSACTIONS
+    assert len(set(made)) == wanted
+    verification = AuditLog(database).verify()
+    assert (verification.fault, verification.events) == (None, 2 * wanted)
+    events = AuditLog(database).list(Filter(), limit=10 * wanted, newest_first=False)
+    assert [event["seq"] for event in events] == list(range(1, 2 * wanted + 1))
+    assert all(earlier["occurred_at"] <= later["occurred_at"] for earlier, later in pairwise(events))  # type: ignore[operator] # both are text
+    assert rows(database, "SELECT state, count(*) FROM cancel_requests GROUP BY state") == [("refused", wanted)]
+
+
+def _walk_through(store: SqlStore, count: int) -> int:
+    """One request in two transactions, each with its event."""
+    made: CancelRequest = create(store, reason=json.dumps(count))
+    return walk(store, made.id, Action.REQUEST_REFUSED).id
