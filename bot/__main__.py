@@ -329,7 +329,9 @@ def _print_events(events: list[dict[str, Any]], form: str) -> None:
             event["order_uuid"] or "",
             _in_brief(event["details"]),
         )
-    out.print(table, width=None if out.is_terminal else PIPED_WIDTH)
+    if not out.is_terminal:
+        out.width = PIPED_WIDTH
+    out.print(table)
 
 
 def _actor(event: dict[str, Any]) -> str:

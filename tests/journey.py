@@ -168,7 +168,9 @@ class Journey:
     def complaints(self) -> list[str]:
         """What the bot itself has logged as an error; what Slack's library makes of Slack's moods is its own."""
         lines = self.bot.log().splitlines()
-        return [line for line in lines if "Traceback" in line or ('"logger": "bot' in line and '"error"' in line)]
+        return [
+            line for line in lines if "Traceback" in line or ('"logger": "bot.' in line and '"level": "error"' in line)
+        ]
 
     def log_tail(self) -> str:
         return "\n".join(self.bot.log().splitlines()[-LOG_TAIL_LINES:])

@@ -393,6 +393,7 @@ class World:
             (2, self._toggle_exchange),
             (2, self._toggle_slack),
             (1, self._jump),
+            (1, self._click_and_stop),
             (2, self._settle),
         ]
         weights = [weight for weight, _ in happenings]
@@ -463,6 +464,12 @@ class World:
                     self.approved_by_ack.add(click.request_id)
 
             self._guarded(press)
+
+    def _click_and_stop(self) -> None:
+        """A click is acknowledged, then every replica is down for a while."""
+        self._click()
+        self.count("downtime")
+        self.pass_time(self.rng.choice((40, 400, 700)))
 
     def _fill(self) -> None:
         if self.exchange.books:

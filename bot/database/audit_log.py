@@ -6,7 +6,8 @@ cannot fork. What a chain alone cannot show is a tail that was cut or rewritten 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -139,14 +140,15 @@ class AuditLog:
 
     def verify(self) -> Verification:
         """Walk the whole chain: hashes, sequence, and that each column says what the hashed text says."""
+        seq, previous_hash = 0, GENESIS_HASH
         with self._database.read() as connection:
             head = connection.execute(select(audit_head)).one_or_none()
-            seq, previous_hash = 0, GENESIS_HASH
-            for row in _stream(connection, select(*_AS_STORED).order_by(audit_events.c.seq)):
-                fault = _fault(row, expected_seq=seq + 1, previous_hash=previous_hash)
-                if fault is not None:
-                    return Verification(events=seq, head_seq=seq, head_hash=previous_hash, fault=fault)
-                seq, previous_hash = row["seq"], row["hash"]
+            with _streamed(connection, select(*_AS_STORED).order_by(audit_events.c.seq)) as events:
+                for row in events:
+                    fault = _fault(row, expected_seq=seq + 1, previous_hash=previous_hash)
+                    if fault is not None:
+                        return Verification(events=seq, head_seq=seq, head_hash=previous_hash, fault=fault)
+                    seq, previous_hash = row["seq"], row["hash"]
         if head is None:
             fault = "the head of the chain is missing"
         elif (head.seq, head.hash) != (seq, previous_hash):
@@ -156,9 +158,10 @@ class AuditLog:
         return Verification(events=seq, head_seq=seq, head_hash=previous_hash, fault=fault)
 
 
-def _stream(connection: Connection, query: Select[Any]) -> Iterator[Any]:
-    result = connection.execution_options(yield_per=READ_ROWS).execute(query)
-    yield from result.mappings()
+@contextmanager
+def _streamed(connection: Connection, query: Select[Any]) -> Iterator[Iterable[Any]]:
+    with connection.execution_options(yield_per=READ_ROWS).execute(query) as result:
+        yield result.mappings()
 
 
 def _fault(row: Any, *, expected_seq: int, previous_hash: str) -> str | None:

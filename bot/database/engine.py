@@ -20,8 +20,9 @@ Clock = Callable[[Connection], datetime]
 
 POOL_TIMEOUT_S: Final = 0.5
 CONNECT_TIMEOUT_S: Final = 1
+LOCK_TIMEOUT_MS: Final = 700
 STATEMENT_TIMEOUT_MS: Final = 1500
-"""Together they keep what a listener waits for the database well inside Slack's three seconds."""
+"""Together they keep what a listener waits for the database well inside Slack's three seconds: a transaction may wait for two locks, the request's row and the audit's head."""
 
 POOL_SIZE: Final = 32
 """16 listeners, 12 workers, the loop and a few to spare."""
@@ -179,7 +180,7 @@ def _postgresql_engine(url: str) -> Engine:
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_S,
             "application_name": "upbit-cancel-bot",
-            "options": f"-c lock_timeout={STATEMENT_TIMEOUT_MS} -c statement_timeout={STATEMENT_TIMEOUT_MS}"
+            "options": f"-c lock_timeout={LOCK_TIMEOUT_MS} -c statement_timeout={STATEMENT_TIMEOUT_MS}"
             " -c timezone=UTC -c idle_in_transaction_session_timeout=10000",
         },
     )

@@ -168,7 +168,7 @@ def create_audit() -> None:
         sa.Column("hash", sa.String(64), nullable=False),
         sa.Column("occurred_at", TIME, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_audit_head"),
-        sa.CheckConstraint("id = 1", name="ck_audit_head_one_row"),
+        sa.CheckConstraint("id = 1", name=op.f("ck_audit_head_one_row")),
     )
     op.execute(head.insert().values(id=1, seq=0, hash="0" * 64, occurred_at=sa.text("'1970-01-01T00:00:00.000000Z'")))
 

@@ -1,0 +1,736 @@
+"""The command line, as a person at a terminal and a script in a pipe meet it."""
+
+import json
+import os
+import pwd
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import text
+
+from bot.__main__ import main
+from bot.database.engine import Database, RunLock
+from bot.database.migration import migrate, newest_revision
+from bot.database.store import SqlStore
+from bot.domain.audit import Action, Actor, Outcome, Reason
+from bot.domain.cancel_request import DecisionKind, State
+from bot.domain.errors import NothingDone
+from bot.playground.exchange import Exchange, Key
+from bot.playground.exchange import Mood as ExchangeMood
+from bot.playground.slack import SlackWorkspace
+from bot.settings import DatabaseSettings, Settings
+from bot.workflow import Command
+
+UUID = "cdd92199-2897-4e14-9448-f923320408ad"
+OTHER_UUID = "9ca023a5-851b-4fec-9f0a-48cd83c2eaae"
+DANA = Actor(id="U0DANA", name="dana", team_id="T0PLAY")
+CARA = Actor(id="U0CARA", name="cara", team_id="T0PLAY")
+BEN = Actor(id="U0BEN", name="ben", team_id="T0PLAY")
+
+UNSET: dict[str, str | None] = {
+    f"{name.upper()}{ending}": None for name in Settings.model_fields for ending in ("", "_FILE")
+}
+COLUMNS = [
+    "seq",
+    "occurred_at",
+    "action",
+    "outcome",
+    "actor",
+    "actor_name",
+    "actor_team",
+    "request_id",
+    "order_uuid",
+    "market",
+    "team_id",
+    "channel_id",
+    "reason",
+    "trigger_id",
+    "details",
+    "prev_hash",
+    "hash",
+]
+READING = [
+    ["audit", "list"],
+    ["audit", "show", "1"],
+    ["audit", "verify"],
+    ["settle", "1", "--verdict", "open", "--reason", "seen at Upbit"],
+]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which the bot is started: nothing there, no `.env`."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return here
+
+
+def bot(*arguments: str, **environ: str) -> Result:
+    return CliRunner().invoke(main, arguments, env={**UNSET, **environ}, prog_name="bot")
+
+
+def process(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """The same in a process of its own."""
+    inherited = {name: value for name, value in os.environ.items() if name not in UNSET}
+    return subprocess.run(
+        [sys.executable, "-m", "bot", *arguments],
+        env={**inherited, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
+def events(result: Result) -> list[dict[str, Any]]:
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def ask(store: SqlStore, *, requester: Actor = DANA, order_uuid: str = UUID) -> int:
+    command = Command(
+        trigger_id=f"trigger-{order_uuid}",
+        requester=requester,
+        team_id="T0PLAY",
+        channel_id="C0DESK",
+        response_url=None,
+        order_uuid=order_uuid,
+        reason="wrong price",
+    )
+    with store.transaction() as tx:
+        return tx.create(command).id
+
+
+def leave_unresolved(store: SqlStore, *, order_uuid: str = UUID) -> int:
+    """A request whose cancel was sent and never answered."""
+    request_id = ask(store, order_uuid=order_uuid)
+    with store.transaction(request_id) as tx:
+        tx.move(Action.REQUEST_OPENED, approvers=("U0BEN",), opened_at=tx.now)
+        tx.decide(DecisionKind.APPROVE, BEN)
+        tx.move(Action.REQUEST_APPROVED, actor=BEN, send_before=tx.now)
+        tx.move(Action.CANCEL_SENT, sends=1, unanswered=1, sent_at=tx.now)
+        tx.record(Action.CANCEL_UNANSWERED, outcome=Outcome.UNKNOWN, details={"error": "timeout"})
+        tx.move(Action.OUTCOME_UNRESOLVED, outcome=Outcome.UNKNOWN, details={"reason": Reason.NOTHING_CERTAIN.value})
+    return request_id
+
+
+def address(database: Database) -> str:
+    return database.url.render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Iterator[Database]:
+    """A migrated database, for what does not depend on its kind."""
+    opened = Database(f"sqlite:///{tmp_path / 'cancels.db'}")
+    migrate(opened)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def store(sqlite: Database) -> SqlStore:
+    return SqlStore(sqlite)
+
+
+@pytest.fixture
+def url(sqlite: Database) -> str:
+    return address(sqlite)
+
+
+# How it is used
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["dance"],
+        ["audit"],
+        ["audit", "show"],
+        ["audit", "show", "0"],
+        ["audit", "show", "one"],
+        ["audit", "show", str(2**63)],
+        ["audit", "list", "--outcome", "maybe"],
+        ["audit", "list", "--since", "yesterday"],
+        ["audit", "list", "--since", "0001-01-01T00:00:00+14:00"],
+        ["audit", "list", "--limit", "0"],
+        ["audit", "list", "--format", "xml"],
+        ["settle", "1"],
+        ["settle", "1", "--verdict", "lost", "--reason", "x"],
+        ["settle", "1", "--verdict", "open"],
+        ["settle", "1", "--verdict", "open", "--reason", "  "],
+        ["manifest", "--http", "http://bot.example.com"],
+        ["manifest", "--http", "https://bot.example.com/elsewhere"],
+        ["run", "--fast"],
+    ],
+)
+def test_wrong_usage_exits_2(arguments: list[str]) -> None:
+    """A script tells a slip in its own line (2) from something that is wrong with the audit (1)."""
+    result = bot(*arguments)
+
+    assert result.exit_code == 2, result.output
+    assert "Usage: bot" in result.output
+
+
+def test_the_program_runs_as_a_module_and_says_its_version() -> None:
+    """`python -m bot` works from any folder."""
+    result = process("--version")
+
+    assert result.returncode == 0
+    assert re.fullmatch(r"bot, version \d+\.\d+\.\d+\n", result.stdout)
+
+
+def test_wrong_usage_exits_2_in_a_process_too() -> None:
+    """Click's runner is not the shell."""
+    result = process("audit", "list", "--until", "tomorrow")
+
+    assert result.returncode == 2
+    assert "2026-11-23" in result.stderr
+
+
+def test_help_needs_no_settings() -> None:
+    """Whoever asks how it is used has not set anything yet."""
+    for arguments in (["--help"], ["run", "-h"], ["audit", "list", "--help"]):
+        assert bot(*arguments).exit_code == 0
+
+
+# Where there is no database
+
+
+@pytest.mark.parametrize("arguments", READING)
+def test_only_run_and_migrate_create_a_database(arguments: list[str], folder: Path) -> None:
+    """In the wrong folder an empty audit would be "0 events verified": all is well, and nothing is there."""
+    result = bot(*arguments)
+
+    assert result.exit_code == 1
+    assert str(folder / "cancels.db") in result.output
+    assert list(folder.iterdir()) == []
+
+
+def test_migrate_creates_a_database(folder: Path) -> None:
+    """The first command of an installation."""
+    result = bot("migrate")
+
+    assert result.exit_code == 0
+    assert newest_revision() in result.output
+    assert (folder / "cancels.db").is_file()
+    assert bot("audit", "verify").output.startswith("0 events verified")
+
+
+def test_migrate_may_be_repeated(database_url: str) -> None:
+    """Every deployment runs it, on both databases."""
+    first, second = (bot("migrate", DATABASE_URL=database_url) for _ in range(2))
+
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert first.output == second.output
+    assert newest_revision() in second.output
+
+
+def test_migrate_does_not_show_the_password(folder: Path) -> None:
+    """It is in the log of every deployment."""
+    result = bot("migrate", DATABASE_URL="postgresql://bot:canary@127.0.0.1:9/cancels")
+
+    assert result.exit_code == 1
+    assert "canary" not in result.output
+
+
+@pytest.mark.parametrize("arguments", READING)
+def test_a_database_without_tables_is_told(arguments: list[str], folder: Path) -> None:
+    """The remedy is in the sentence."""
+    (folder / "cancels.db").touch()
+
+    result = bot(*arguments)
+
+    assert result.exit_code == 1
+    assert "bot migrate" in result.output
+
+
+@pytest.mark.parametrize("arguments", [*READING, ["migrate"]])
+def test_a_database_of_a_newer_bot_is_left_alone(arguments: list[str], sqlite: Database, url: str) -> None:
+    """An older bot would write what the newer one does not expect."""
+    with sqlite.write() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+
+    result = bot(*arguments, DATABASE_URL=url)
+
+    assert result.exit_code == 1
+    assert "newer than this bot" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_the_settings_may_stand_in_a_file_beside(folder: Path) -> None:
+    """`.env` is looked for where the bot is started."""
+    (folder / ".env").write_text("DATABASE_URL=sqlite:///elsewhere.db\n")
+    (folder / ".env").chmod(0o600)
+
+    assert bot("migrate").exit_code == 0
+    assert (folder / "elsewhere.db").is_file()
+
+
+def test_a_warning_does_not_disturb_what_is_read_by_programs(folder: Path) -> None:
+    """`bot audit list --format json | …` reads standard output."""
+    bot("migrate")
+    (folder / ".env").write_text("LOG_LEVEL=INFO\n")
+    (folder / ".env").chmod(0o644)
+
+    result = bot("audit", "list", "--format", "json")
+
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert "chmod 600" in result.stderr
+
+
+# The audit
+
+
+def test_events_are_listed_newest_first_as_json(store: SqlStore, url: str) -> None:
+    """One object a line, with the columns of the table: what other programs rely on."""
+    leave_unresolved(store)
+
+    listed = events(bot("audit", "list", "--format", "json", DATABASE_URL=url))
+
+    assert [event["seq"] for event in listed] == list(range(len(listed), 0, -1))
+    assert [list(event) for event in listed] == [COLUMNS] * len(listed)
+    assert listed[-1]["action"] == "request.created"
+    assert (listed[-1]["actor"], listed[-1]["reason"]) == ("U0DANA", "wrong price")
+    assert listed[0]["details"] == {"state": "unresolved", "reason": "nothing_certain"}
+    assert listed[-1]["prev_hash"] == "0" * 64
+
+
+NARROWED: list[tuple[list[str], list[int]]] = [
+    (["--request", "2"], [7]),
+    (["--order", OTHER_UUID], [7]),
+    (["--actor", "U0CARA"], [7]),
+    (["--actor", "U0BEN"], [3]),
+    (["--actor", "system"], [6, 5, 4, 2]),
+    (["--action", "cancel.sent"], [4]),
+    (["--outcome", "unknown"], [6, 5]),
+    (["--outcome", "ok", "--request", "1", "--action", "request.created"], [1]),
+    (["--market", "KRW-BTC"], []),
+    (["--since", "2000-01-01"], [7, 6, 5, 4, 3, 2, 1]),
+    (["--since", "9999-01-01"], []),
+    (["--until", "2000-01-01T00:00:00+09:00"], []),
+    (["--limit", "2"], [7, 6]),
+    (["--actor", "U0CARA", "--outcome", "failed"], []),
+]
+
+
+def test_the_list_is_narrowed(database: Database) -> None:
+    """A year of events is no answer to "who did that?"."""
+    leave_unresolved(SqlStore(database))
+    ask(SqlStore(database), requester=CARA, order_uuid=OTHER_UUID)
+
+    for options, seqs in NARROWED:
+        listed = events(bot("audit", "list", *options, "--format", "json", DATABASE_URL=address(database)))
+        assert [event["seq"] for event in listed] == seqs, options
+
+
+def test_the_list_is_a_table_for_people(store: SqlStore, url: str) -> None:
+    """Who, what, which order: on one line, with the uuid in one piece, so that grep finds it."""
+    leave_unresolved(store)
+
+    shown = bot("audit", "list", DATABASE_URL=url).stdout.splitlines()
+
+    assert shown[0].split() == ["seq", "occurred_at", "action", "outcome", "actor", "request", "order", "details"]
+    assert re.search(rf"^1 .* request\.created +ok +U0DANA \(dana\) +#1 +{UUID}", shown[-1])
+    assert len(shown) == 1 + 6
+
+
+def test_the_table_shows_what_was_written_and_not_a_picture_of_it(store: SqlStore, url: str) -> None:
+    """`:bug:` and `[bold]` are words in a reason, not orders to the terminal."""
+    leave_unresolved(store)
+    reason = "see :bug: [bold]12"
+    bot("settle", "1", "--verdict", "open", "--reason", reason, DATABASE_URL=url)
+
+    assert reason in bot("audit", "show", "1", DATABASE_URL=url).stdout
+
+
+def test_one_request_is_shown_from_its_beginning(store: SqlStore, url: str) -> None:
+    """A story is told in its order."""
+    leave_unresolved(store)
+    ask(store, requester=CARA, order_uuid=OTHER_UUID)
+
+    shown = events(bot("audit", "show", "1", "--format", "json", DATABASE_URL=url))
+
+    assert [event["action"] for event in shown] == [
+        "request.created",
+        "request.opened",
+        "request.approved",
+        "cancel.sent",
+        "cancel.unanswered",
+        "outcome.unresolved",
+    ]
+
+
+def test_a_request_that_does_not_exist_is_not_an_empty_story(store: SqlStore, url: str) -> None:
+    """A typing error must not read as "nothing happened"."""
+    result = bot("audit", "show", "7", DATABASE_URL=url)
+
+    assert result.exit_code == 1
+    assert result.stderr == "there is no request #7\n"
+
+
+def test_a_sound_chain_verifies(database: Database) -> None:
+    """The last line is what an auditor notes down elsewhere."""
+    url = address(database)
+    leave_unresolved(SqlStore(database))
+    last = events(bot("audit", "list", "--limit", "1", "--format", "json", DATABASE_URL=url))[0]
+
+    result = bot("audit", "verify", DATABASE_URL=url)
+
+    assert result.exit_code == 0
+    assert result.output == f"6 events verified; the chain ends at 6 {last['hash']}\n"
+
+
+def disarm(sqlite: Database) -> None:
+    """What the owner of a database can do: take the triggers away."""
+    with sqlite.write() as connection:
+        triggers = connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'trigger'")).scalars()
+        for trigger in list(triggers):
+            connection.execute(text(f"DROP TRIGGER {trigger}"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        ("UPDATE audit_events SET actor = 'U0CARA' WHERE seq = 3", "event 3 was altered: column actor differs"),
+        ("DELETE FROM audit_events WHERE seq = 3", "event 3 is missing"),
+        ("DELETE FROM audit_events WHERE seq = 6", "events were removed or added"),
+        ("UPDATE audit_events SET entry = replace(entry, 'U0BEN', 'U0EVE') WHERE seq = 3", "event 3 was altered"),
+    ],
+)
+def test_a_damaged_chain_exits_1_and_says_where(
+    damage: str, fault: str, sqlite: Database, store: SqlStore, url: str
+) -> None:
+    """A script that runs it every night must notice by the status alone."""
+    leave_unresolved(store)
+    disarm(sqlite)
+    with sqlite.write() as connection:
+        connection.execute(text(damage))
+
+    result = bot("audit", "verify", DATABASE_URL=url)
+
+    assert result.exit_code == 1
+    assert fault in result.stderr
+    assert result.stdout == ""
+
+
+def test_reading_the_audit_writes_nothing(store: SqlStore, url: str) -> None:
+    """An auditor's account may be one that can only read."""
+    leave_unresolved(store)
+    before = events(bot("audit", "list", "--format", "json", DATABASE_URL=url))
+
+    for arguments in READING[:3]:
+        assert bot(*arguments, DATABASE_URL=url).exit_code == 0
+
+    assert events(bot("audit", "list", "--format", "json", DATABASE_URL=url)) == before
+
+
+# Settling by hand
+
+
+@pytest.mark.parametrize("verdict", ["canceled", "filled", "open"])
+def test_an_unresolved_request_is_settled_by_a_named_person(verdict: str, store: SqlStore, url: str) -> None:
+    """The one way in which a person's word becomes the outcome: with who said it, and how they know."""
+    request_id = leave_unresolved(store)
+
+    result = bot("settle", "1", "--verdict", verdict, "--reason", " seen at Upbit ", DATABASE_URL=url)
+
+    assert result.exit_code == 0, result.output
+    settled = store.read(request_id)
+    assert settled is not None
+    assert settled.state is State.SETTLED
+    assert (settled.settled_verdict, settled.settled_reason) == (verdict, "seen at Upbit")
+    last = events(bot("audit", "list", "--limit", "1", "--format", "json", DATABASE_URL=url))[0]
+    assert last["action"] == "outcome.settled"
+    assert last["actor"] == f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
+    assert last["details"] == {"state": "settled", "verdict": verdict, "reason": "seen at Upbit"}
+
+
+def test_nobody_settles_in_somebody_elses_name(store: SqlStore, url: str) -> None:
+    """LOGNAME and USER are what the caller says; the account is what the system knows."""
+    leave_unresolved(store)
+
+    bot(
+        *("settle", "1", "--verdict", "open", "--reason", "x"),
+        DATABASE_URL=url,
+        LOGNAME="somebody-else",
+        USER="somebody-else",
+    )
+
+    last = events(bot("audit", "list", "--limit", "1", "--format", "json", DATABASE_URL=url))[0]
+    assert last["actor"] == f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
+
+
+def test_only_what_is_unresolved_is_settled(store: SqlStore, url: str) -> None:
+    """A word at the command line must not overrule what the exchange has shown, nor be said twice."""
+    ask(store)
+    too_early = bot("settle", "1", "--verdict", "open", "--reason", "x", DATABASE_URL=url)
+    leave_unresolved(store, order_uuid=OTHER_UUID)
+    bot("settle", "2", "--verdict", "open", "--reason", "x", DATABASE_URL=url)
+    twice = bot("settle", "2", "--verdict", "filled", "--reason", "y", DATABASE_URL=url)
+
+    assert (too_early.exit_code, twice.exit_code) == (1, 1)
+    assert "request #1 is not unresolved: see `bot audit show 1`" in too_early.output
+    settled = store.read(2)
+    assert settled is not None
+    assert settled.settled_reason == "x"
+
+
+def test_a_request_that_does_not_exist_is_not_settled(store: SqlStore, url: str) -> None:
+    """A typing error in the number must not read as done."""
+    result = bot("settle", "7", "--verdict", "open", "--reason", "x", DATABASE_URL=url)
+
+    assert result.exit_code == 1
+    assert "there is no request #7" in result.output
+
+
+# The manifest
+
+
+def test_the_manifest_is_for_socket_mode_unless_told_otherwise() -> None:
+    """What is printed is pasted as it is."""
+    built = json.loads(bot("manifest").stdout)
+
+    assert built["settings"]["socket_mode_enabled"] is True
+    assert json.loads(Path(__file__).parent.with_name("manifest.json").read_text()) == built
+
+
+def test_the_manifest_for_http_holds_the_address() -> None:
+    """Both for the command and for the buttons."""
+    built = json.loads(bot("manifest", "--http", "https://bot.example.com").stdout)
+
+    assert built["settings"]["socket_mode_enabled"] is False
+    assert built["settings"]["interactivity"]["request_url"] == "https://bot.example.com/slack/events"
+    assert built["features"]["slash_commands"][0]["url"] == "https://bot.example.com/slack/events"
+
+
+# Trying it all without changing anything
+
+
+@pytest.fixture
+def workspace() -> Iterator[SlackWorkspace]:
+    with SlackWorkspace() as opened:
+        yield opened
+
+
+@pytest.fixture
+def exchange() -> Iterator[Exchange]:
+    with Exchange() as opened:
+        yield opened
+
+
+@pytest.fixture
+def environ(workspace: SlackWorkspace, exchange: Exchange, folder: Path) -> dict[str, str]:
+    """Settings with which everything is fine, and the database that they name."""
+    url = f"sqlite:///{folder / 'cancels.db'}"
+    opened = Database(url)
+    migrate(opened)
+    opened.close()
+    return {
+        "SLACK_BOT_TOKEN": "xoxb-playground",
+        "SLACK_APP_TOKEN": "xapp-playground",
+        "SLACK_API_URL": workspace.api_url,
+        "UPBIT_OPEN_API_ACCESS_KEY": Key().access_key,
+        "UPBIT_OPEN_API_SECRET_KEY": Key().secret_key,
+        "UPBIT_OPEN_API_SERVER_URL": exchange.url,
+        "DATABASE_URL": url,
+        "APPROVERS": "U0BEN,U0CARA",
+    }
+
+
+def faults(result: Result) -> list[str]:
+    return [line for line in result.output.splitlines() if line.startswith("✗")]
+
+
+def test_check_tells_that_everything_is_fine(
+    environ: dict[str, str], exchange: Exchange, workspace: SlackWorkspace
+) -> None:
+    """One look, and nobody is told and nothing is sent."""
+    result = bot("check", **environ)
+
+    assert result.exit_code == 0, result.output
+    assert [line[0] for line in result.output.splitlines()] == ["✓"] * 4
+    assert "T0PLAY" in result.output
+    assert "주문조회" in result.output
+    assert [request.method for request in exchange.requests] == ["GET"]
+    assert [call.method for call in workspace.calls()] == ["auth.test"]
+
+
+def test_check_shows_no_secret(environ: dict[str, str], workspace: SlackWorkspace) -> None:
+    """People paste its output into tickets."""
+    workspace.set_mood("error:invalid_auth")
+
+    result = bot("check", **environ)
+
+    assert not any(environ[name] in result.output for name in environ if "TOKEN" in name or "KEY" in name)
+
+
+def test_check_finds_a_key_that_may_not_view_orders(environ: dict[str, str], exchange: Exchange) -> None:
+    """It could cancel, and could never say whether it did."""
+    exchange.set_key(Key(permissions=frozenset({"make_orders"})))
+
+    result = bot("check", **environ)
+
+    assert result.exit_code == 1
+    assert faults(result) == ["✗ Upbit: the key may not view orders: give it 주문조회 beside 주문하기"]
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        (Key(access_key="another-key"), "invalid_access_key"),
+        (Key(secret_key="another-secret-key-with-forty-characters"), "jwt_verification"),
+        (Key(ips=frozenset({"192.0.2.1"})), "no_authorization_ip"),
+        (Key(expires_at=1.0), "expired_access_key"),
+    ],
+)
+def test_check_names_what_is_wrong_with_the_key(
+    environ: dict[str, str], workspace: SlackWorkspace, key: Key, name: str
+) -> None:
+    """By Upbit's own word, which the installation guide explains."""
+    with Exchange(keys=[key]) as strict:
+        result = bot("check", **environ | {"UPBIT_OPEN_API_SERVER_URL": strict.url})
+
+    assert result.exit_code == 1
+    assert faults(result) == [f"✗ Upbit: refused: {name}"]
+
+
+@pytest.mark.parametrize("mood", [ExchangeMood.HTTP_500, ExchangeMood.DROP_BEFORE, ExchangeMood.HTML_502])
+def test_check_finds_that_upbit_is_away(environ: dict[str, str], exchange: Exchange, mood: ExchangeMood) -> None:
+    """No verdict on the key: nothing was learned about it."""
+    exchange.set_mood("GET", mood)
+
+    result = bot("check", **environ)
+
+    assert result.exit_code == 1
+    assert faults(result)[0].startswith("✗ Upbit: no answer to rely on: ")
+
+
+def test_check_finds_that_slack_does_not_take_the_token(environ: dict[str, str]) -> None:
+    """And goes on, so that one run finds all."""
+    result = bot("check", **environ | {"SLACK_BOT_TOKEN": "xoxb-somebody-else"})
+
+    assert result.exit_code == 1
+    assert faults(result) == ["✗ Slack: auth.test failed: invalid_auth"]
+    assert "✓ Upbit" in result.output
+
+
+def test_check_finds_that_slack_is_away(environ: dict[str, str], workspace: SlackWorkspace) -> None:
+    """An outage is no fault of the settings, but nothing that looks fine either."""
+    workspace.set_mood("away")
+
+    result = bot("check", **environ)
+
+    assert result.exit_code == 1
+    assert faults(result)[0].startswith("✗ Slack: auth.test failed: ")
+
+
+def test_check_finds_that_there_is_no_database_and_creates_none(environ: dict[str, str], folder: Path) -> None:
+    """It changes nothing, and says what does."""
+    missing = folder / "missing.db"
+
+    result = bot("check", **environ | {"DATABASE_URL": f"sqlite:///{missing}"})
+
+    assert result.exit_code == 1
+    assert faults(result) == [f"✗ database: there is no database at {missing}: `bot migrate` creates it"]
+    assert not missing.exists()
+
+
+def test_check_finds_a_database_without_tables(environ: dict[str, str], folder: Path) -> None:
+    """A file is not a database, and an empty one not yet."""
+    (folder / "empty.db").touch()
+
+    result = bot("check", **environ | {"DATABASE_URL": f"sqlite:///{folder / 'empty.db'}"})
+
+    assert result.exit_code == 1
+    assert faults(result)[0].endswith("run `bot migrate`")
+
+
+def test_check_looks_at_postgresql_as_well(environ: dict[str, str], database_url: str) -> None:
+    """Before the first `bot migrate` and after it."""
+    before = bot("check", **environ | {"DATABASE_URL": database_url})
+    assert before.exit_code == 1
+
+    bot("migrate", DATABASE_URL=database_url)
+    after = bot("check", **environ | {"DATABASE_URL": database_url})
+
+    assert after.exit_code == 0, after.output
+
+
+def test_check_with_wrong_settings_names_them_all() -> None:
+    """Before it tries anything."""
+    result = bot("check", PORT="http")
+
+    assert result.exit_code == 1
+    assert "PORT must be" in result.stderr
+    assert "APPROVERS is empty" in result.stderr
+    assert result.stdout == ""
+
+
+# Before it serves
+
+
+def test_run_with_wrong_settings_prints_every_fault() -> None:
+    """One restart a fault is how people give up; and an empty allowlist is a fault, never "everyone"."""
+    result = process("run", APPROVERS="@ben", PORT="0", APPROVALS_REQUIRED="2")
+
+    assert result.returncode == 1
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    for variable in ("APPROVERS", "PORT", "APPROVALS_REQUIRED", "SLACK_BOT_TOKEN", "UPBIT_OPEN_API_SERVER_URL"):
+        assert sum(line.startswith(f"{variable} ") for line in lines) == 1, variable
+    assert "Traceback" not in result.stderr
+
+
+def test_a_second_run_on_the_same_file_is_refused(environ: dict[str, str], folder: Path) -> None:
+    """Two processes with one SQLite file would wait for each other, and one of them is a mistake."""
+    lock = RunLock(folder / "cancels.db")
+    lock.acquire()
+    try:
+        result = process("run", **environ)
+    finally:
+        lock.release()
+
+    assert result.returncode == 1
+    assert "another `bot run`" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_run_does_not_migrate_postgresql_by_itself(environ: dict[str, str], request: pytest.FixtureRequest) -> None:
+    """The account that it runs with need not be allowed to change tables."""
+    url = request.getfixturevalue("postgresql").create()
+
+    result = process("run", **environ | {"DATABASE_URL": url})
+
+    assert result.returncode == 1
+    assert "run `bot migrate`" in result.stderr
+    unchanged = Database(url)
+    with pytest.raises(NothingDone), unchanged.read() as connection:
+        connection.execute(text("SELECT 1 FROM audit_events"))
+    unchanged.close()
+
+
+def test_run_names_a_folder_that_is_not_there(environ: dict[str, str], folder: Path) -> None:
+    """A volume that was not mounted."""
+    missing = folder / "not-mounted" / "cancels.db"
+
+    result = process("run", **environ | {"DATABASE_URL": f"sqlite:///{missing}"})
+
+    assert result.returncode == 1
+    assert str(missing.parent) in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_every_command_that_only_opens_the_database_needs_no_other_setting() -> None:
+    """An auditor has the database's address and no token."""
+    assert set(DatabaseSettings.model_fields) == {"database_url", "log_level", "warnings"}
+    assert bot("migrate").exit_code == 0
+    for arguments in (["audit", "list"], ["audit", "verify"]):
+        assert bot(*arguments).exit_code == 0

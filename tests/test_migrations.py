@@ -1,0 +1,207 @@
+"""The migrations: up, down and up again with rows in the tables, and the same tables as `bot.database.schema`."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from builders import APPROVER, at_once, create, create_pending, execute, rows
+
+import bot
+from bot.database.audit_log import AuditLog
+from bot.database.engine import Database
+from bot.database.migration import check_revision, migrate, migrations_folder, newest_revision
+from bot.database.schema import metadata, open_states_sql
+from bot.database.store import SqlStore
+from bot.domain.audit import Action
+from bot.domain.cancel_request import DecisionKind
+from bot.domain.errors import NothingDone, WrongRevision
+from bot.workflow import Notice, NoticeKind
+
+TABLES = {"alembic_version", "cancel_requests", "decisions", "notices", "audit_events", "audit_head"}
+
+
+@pytest.fixture
+def empty(database_url: str) -> Iterator[Database]:
+    """A database without tables, once of each kind."""
+    opened = Database(database_url)
+    yield opened
+    opened.close()
+
+
+def tables_of(database: Database) -> set[str]:
+    queries = {
+        True: "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'",
+        False: "SELECT tablename FROM pg_tables WHERE schemaname = 'public'",
+    }
+    return {row[0] for row in rows(database, queries[database.is_sqlite])}
+
+
+def fill(database: Database) -> None:
+    """A row in every table."""
+    store = SqlStore(database)
+    made = create_pending(store)
+    with store.transaction(made.id) as tx:
+        tx.decide(DecisionKind.APPROVE, APPROVER)
+        tx.move(Action.REQUEST_APPROVED)
+        tx.tell(Notice(kind=NoticeKind.REDRAW, user_id="U", channel_id="C"))
+
+
+def test_up_and_down_and_up_again_with_rows_in_the_tables(empty: Database) -> None:
+    """A migration that works only on empty tables fails on the day it is needed."""
+    assert migrate(empty) == newest_revision()
+    assert tables_of(empty) == TABLES
+    fill(empty)
+    assert migrate(empty, revision="base") == "base"
+    assert tables_of(empty) == {"alembic_version"}
+    assert migrate(empty, revision="0001") == "0001"
+    assert migrate(empty) == newest_revision()
+    fill(empty)
+    assert AuditLog(empty).verify().fault is None
+    with pytest.raises(NothingDone, match="only grows"):
+        execute(empty, "DELETE FROM audit_events")
+
+
+def test_migrating_twice_changes_nothing(empty: Database) -> None:
+    """`bot run` migrates its SQLite file at every start."""
+    migrate(empty)
+    fill(empty)
+    before = AuditLog(empty).verify()
+    assert migrate(empty) == newest_revision()
+    assert AuditLog(empty).verify() == before
+
+
+def test_two_migrate_at_once(postgresql: object, empty: Database) -> None:
+    """Two replicas are rolled out together: the second finds the work done."""
+    if empty.is_sqlite:
+        pytest.skip("one `bot run` at a time owns a SQLite file")
+    url = empty.url.render_as_string(hide_password=False)
+
+    def migrate_as_a_replica() -> str:
+        replica = Database(url)
+        try:
+            return migrate(replica)
+        finally:
+            replica.close()
+
+    assert at_once(*[migrate_as_a_replica] * 4) == [newest_revision()] * 4
+    assert tables_of(empty) == TABLES
+
+
+# The schema
+
+
+def test_alembic_finds_no_difference_between_schema_and_migrations(database: Database) -> None:
+    """Code that relies on a column which only the tests' tables have fails in production alone."""
+    with database.read() as connection:
+        context = MigrationContext.configure(connection)
+        assert compare_metadata(context, metadata) == []
+
+
+SQLITE_SHAPE = """
+SELECT type || ' ' || name, sql FROM sqlite_master
+WHERE tbl_name NOT IN ('alembic_version', 'sqlite_sequence') AND type IN ('table', 'index')
+"""
+POSTGRESQL_SHAPE = """
+SELECT 'index ' || indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'
+UNION ALL
+SELECT 'constraint ' || conname, pg_get_constraintdef(oid) FROM pg_constraint
+WHERE connamespace = 'public'::regnamespace
+UNION ALL
+SELECT 'column ' || table_name || '.' || column_name,
+    concat_ws(' ', data_type, character_maximum_length, is_nullable, column_default)
+FROM information_schema.columns WHERE table_schema = 'public'
+"""
+
+
+def shape_of(database: Database) -> dict[str, list[str]]:
+    """Every table, column, constraint and index in the database's own words, with the order of lines left out."""
+    found = rows(database, SQLITE_SHAPE if database.is_sqlite else POSTGRESQL_SHAPE)
+    return {name: sorted(_parts(definition or "")) for name, definition in found if "alembic_version" not in name}
+
+
+def _parts(definition: str) -> list[str]:
+    return [line.strip().rstrip(",") for line in definition.replace("'::character varying", "'").splitlines()]
+
+
+def test_the_database_says_the_same_of_both(empty: Database) -> None:
+    """Alembic looks past conditions of indexes, names of constraints and AUTOINCREMENT; the database does not."""
+    migrate(empty)
+    migrated = shape_of(empty)
+    migrate(empty, revision="base")
+    with empty.write() as connection:
+        metadata.create_all(connection)
+    assert shape_of(empty) == migrated
+    assert any(name.endswith("uq_cancel_requests_open_order") for name in migrated)
+
+
+def test_the_index_of_open_requests_names_the_open_states(empty: Database) -> None:
+    """A state that is open in the code and not in the index would let a second request in."""
+    migrate(empty)
+    (definition,) = shape_of(empty)["index uq_cancel_requests_open_order"]
+    assert re.findall("'([a-z]+)'", definition) == re.findall("'([a-z]+)'", open_states_sql())
+
+
+def test_a_requests_number_never_comes_back(database: Database) -> None:
+    """#42 in an old thread must not come to mean another request, even after somebody deleted rows."""
+    store = SqlStore(database)
+    made = create(store)
+    execute(database, "DELETE FROM cancel_requests")
+    assert create(store).id > made.id
+
+
+# Which revision it is
+
+
+def test_a_database_at_the_newest_revision_is_fine(database: Database) -> None:
+    """The bot starts."""
+    check_revision(database)
+
+
+def test_a_database_without_tables_asks_for_a_migration(empty: Database) -> None:
+    """The message says what to do."""
+    with pytest.raises(WrongRevision, match=r"at revision none, this bot needs .*: run `bot migrate`"):
+        check_revision(empty)
+
+
+def test_a_database_that_was_migrated_down_asks_for_a_migration(database: Database) -> None:
+    """The same as for one that was never migrated."""
+    migrate(database, revision="base")
+    with pytest.raises(WrongRevision, match="run `bot migrate`"):
+        check_revision(database)
+
+
+def test_a_newer_database_is_left_alone(database: Database) -> None:
+    """An old program on a new database would write rows that mean something else: it neither runs nor migrates."""
+    execute(database, "UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(WrongRevision, match=r"9999, which is newer than this bot .*: upgrade the bot"):
+        check_revision(database)
+    with pytest.raises(WrongRevision, match="upgrade the bot"):
+        migrate(database)
+    assert rows(database, "SELECT version_num FROM alembic_version") == [("9999",)]
+
+
+# The files
+
+
+def test_the_migrations_are_found_beside_the_package() -> None:
+    """In a checkout; in the wheel they lie inside the package."""
+    package = Path(bot.__file__).parent
+    assert migrations_folder() in {package / "migrations", package.parent / "migrations"}
+    assert (migrations_folder() / "env.py").is_file()
+    assert newest_revision()
+
+
+def test_the_template_of_a_migration_states_the_rule() -> None:
+    """Whoever writes the next one reads it there."""
+    template = (migrations_folder() / "script.py.mako").read_text(encoding="utf-8")
+    for words in ("never changes once it has landed", "SQLite and PostgreSQL", "up and down and up again", "rows in"):
+        assert words in template
+
+
+def test_a_migration_imports_nothing_of_the_bot() -> None:
+    """The tables go on changing after it; what it did must not."""
+    for migration in (migrations_folder() / "versions").glob("*.py"):
+        assert not re.search(r"^\s*(from|import) bot\b", migration.read_text(encoding="utf-8"), flags=re.MULTILINE)

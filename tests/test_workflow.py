@@ -1,0 +1,727 @@
+"""The story of one request: every answer of the exchange and of Slack, and what must come of it.
+
+The store is the product's own on SQLite; the exchange and Slack say what the test has written down for them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import APPROVER, HOME, REQUESTER, SECOND, STRANGER, HandClock, call, click, command, order, present
+
+from bot.database.audit_log import AuditLog, Filter
+from bot.database.engine import Database
+from bot.database.migration import migrate
+from bot.database.store import LEASE, SqlStore
+from bot.domain.answer import Accepted, CancelAnswer, Found, LookAnswer, NotSent, Refused, Unknown
+from bot.domain.approval import ApprovalPolicy
+from bot.domain.audit import Actor, Reason
+from bot.domain.cancel_request import CanceledBy, CancelRequest, DecisionKind, State, Verdict
+from bot.domain.errors import CannotPost, IllegalTransition, NothingDone, TryLater
+from bot.domain.order import Order
+from bot.workflow import CancelWorkflow, Lane, Notice, NoticeKind, settle
+
+GET = call()
+DELETE = call(method="DELETE")
+
+OPEN = order()
+CANCELED = order(state="cancel")
+DONE = order(state="done", executed_volume=Decimal("1.00"), remaining_volume=Decimal(0))
+
+LOST = Unknown(cause="timeout", call=DELETE)
+BLIND = Unknown(cause="timeout", call=GET)
+NOT_SENT = NotSent(cause="connect_failed", call=DELETE)
+GONE = Refused(name="order_not_found", proves_nothing_happened=False, call=DELETE, message="주문을 찾지 못했습니다")
+NO_KEY = Refused(name="out_of_scope", proves_nothing_happened=True, call=DELETE)
+
+
+def limited(retry_after_s: float) -> Refused:
+    return Refused(name="too_many_requests", proves_nothing_happened=True, call=DELETE, retry_after_s=retry_after_s)
+
+
+def sees(seen: Order) -> Found:
+    return Found(order=seen, call=GET)
+
+
+class ScriptedExchange:
+    """Answers looks and cancels in the order they were written down; the last answer is repeated."""
+
+    def __init__(self) -> None:
+        self.looks: list[LookAnswer] = [sees(OPEN)]
+        self.cancels: list[CancelAnswer] = [Accepted(order=OPEN, call=DELETE)]
+        self.sent: list[str] = []
+        self.looked = 0
+
+    def get_order(self, uuid: str) -> LookAnswer:
+        self.looked += 1
+        answer = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
+        return replace(answer, order=replace(answer.order, uuid=uuid)) if isinstance(answer, Found) else answer
+
+    def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
+        self.sent.append(nonce)
+        return self.cancels.pop(0) if len(self.cancels) > 1 else self.cancels[0]
+
+
+class ScriptedSlack:
+    """Takes everything, unless an error was written down for the verb."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, list[Exception]] = {}
+        self.cards: list[tuple[str, str, State]] = []
+        self.verdicts: list[State] = []
+        self.lines: list[Notice] = []
+
+    def _may_fail(self, verb: str) -> None:
+        errors = self.errors.get(verb)
+        if errors:
+            raise errors.pop(0)
+
+    def post_card(self, request: CancelRequest) -> tuple[str, str]:
+        self._may_fail("post_card")
+        self.cards.append((request.channel_id, "1.000", request.state))
+        return request.channel_id, "1.000"
+
+    def redraw_card(self, request: CancelRequest, *, channel_id: str, ts: str) -> None:
+        self._may_fail("redraw_card")
+        self.cards.append((channel_id, ts, request.state))
+
+    def post_verdict(self, request: CancelRequest) -> str:
+        self._may_fail("post_verdict")
+        self.verdicts.append(request.state)
+        return "2.000"
+
+    def tell(self, notice: Notice) -> None:
+        self._may_fail("tell")
+        self.lines.append(notice)
+
+
+class Story:
+    """One workflow with its scripted neighbours, on virtual time."""
+
+    def __init__(self, url: str) -> None:
+        self.clock = HandClock()
+        self.database = Database(url, clock=self.clock)
+        migrate(self.database)
+        self.store = SqlStore(self.database)
+        self.exchange = ScriptedExchange()
+        self.slack = ScriptedSlack()
+        self.policy = ApprovalPolicy(approvers=frozenset({APPROVER.id, SECOND.id, REQUESTER.id}))
+        self.stalls: list[float] = []
+
+    @property
+    def workflow(self) -> CancelWorkflow:
+        return CancelWorkflow(
+            store=self.store,
+            exchange=self.exchange,
+            messenger=self.slack,
+            policy=self.policy,
+            approval_ttl=timedelta(minutes=30),
+            send_within=timedelta(minutes=5),
+            new_nonce=lambda: f"nonce-{len(self.exchange.sent)}",
+            monotonic=lambda: self.stalls.pop(0) if self.stalls else 0.0,
+        )
+
+    def ask(self, **changes: Any) -> int:
+        answer = self.workflow.command(command(**changes), home_team=HOME)
+        assert answer.request_id is not None, answer
+        return answer.request_id
+
+    def asked(self) -> int:
+        """A request whose card is posted."""
+        request_id = self.ask()
+        self.workflow.advance(request_id)
+        self.workflow.show(request_id)
+        assert self.state(request_id) is State.PENDING
+        return request_id
+
+    def approved(self) -> int:
+        request_id = self.asked()
+        assert self.workflow.click(click(request_id, message_ts="1.000")) is None
+        return request_id
+
+    def go_on(self, request_id: int, *, for_s: float) -> None:
+        """Let time pass, working whenever something is due."""
+        ends_at = self.clock.now + timedelta(seconds=for_s)
+        while self.clock.now <= ends_at:
+            for job in self.store.due(limit=10).exchange:
+                self.workflow.advance(job)
+            for job in self.store.due(limit=10).slack:
+                self.workflow.show(job)
+            for job in self.store.due(limit=10).notices:
+                self.workflow.deliver(job)
+            due = self.store.due(limit=10)
+            if not (due.exchange or due.slack or due.notices):
+                self.clock.advance(0.05 if for_s < 60 else 1.0)
+
+    def request(self, request_id: int) -> CancelRequest:
+        return present(self.store.read(request_id))
+
+    def state(self, request_id: int) -> State:
+        return self.request(request_id).state
+
+    def actions(self, request_id: int) -> list[str]:
+        wanted = Filter(request_id=request_id)
+        events = AuditLog(self.database).list(wanted, limit=1000, newest_first=False)
+        return [str(event["action"]) for event in events]
+
+    def lines(self, kind: NoticeKind) -> list[Notice]:
+        return [line for line in self.slack.lines if line.kind is kind]
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Iterator[Story]:
+    told = Story(f"sqlite:///{tmp_path / 'cancels.db'}")
+    yield told
+    told.database.close()
+
+
+# --- Asking -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("look", "reason"),
+    [
+        (sees(DONE), Reason.ALREADY_DONE),
+        (sees(CANCELED), Reason.ALREADY_CANCELED),
+        (sees(order(state="frozen")), Reason.NOT_OPEN),
+        (Refused(name="order_not_found", proves_nothing_happened=False, call=GET), Reason.ORDER_NOT_FOUND),
+        (Refused(name="out_of_scope", proves_nothing_happened=True, call=GET), Reason.KEY_LACKS_VIEW),
+        (Refused(name="invalid_access_key", proves_nothing_happened=True, call=GET), Reason.EXCHANGE_REFUSED),
+        (Refused(name="brand_new_name", proves_nothing_happened=False, call=GET), Reason.EXCHANGE_REFUSED),
+    ],
+)
+def test_an_order_that_cannot_be_canceled_is_refused_privately(story: Story, look: LookAnswer, reason: Reason) -> None:
+    """Nobody is asked to approve what cannot be done, and nobody but the requester hears of it."""
+    story.exchange.looks = [look]
+    request_id = story.ask()
+    story.go_on(request_id, for_s=1)
+    assert story.state(request_id) is State.REFUSED
+    assert [line.reason for line in story.lines(NoticeKind.REQUEST_REFUSED)] == [reason]
+    assert story.slack.cards == []
+    assert story.request(request_id).response_url is None
+
+
+def test_a_slow_exchange_is_told_once_and_given_up_after_a_minute(story: Story) -> None:
+    """Who asked must not wait in silence, and a request must not hang for ever."""
+    story.exchange.looks = [BLIND]
+    request_id = story.ask()
+    story.go_on(request_id, for_s=30)
+    assert len(story.lines(NoticeKind.STILL_READING)) == 1
+    story.go_on(request_id, for_s=40)
+    request = story.request(request_id)
+    assert request.state is State.REFUSED
+    assert request.cause == "exchange_unreachable:timeout"
+    assert len(story.lines(NoticeKind.STILL_READING)) == 1
+
+
+def test_a_limited_look_waits_as_long_as_the_exchange_says(story: Story) -> None:
+    """Asking again at once is what gets a key banned."""
+    story.exchange.looks = [replace(limited(20.0), call=GET), sees(OPEN)]
+    request_id = story.ask()
+    story.go_on(request_id, for_s=19)
+    assert story.exchange.looked == 1
+    story.go_on(request_id, for_s=2)
+    assert story.state(request_id) is State.PENDING
+
+
+def test_a_limit_that_outlasts_the_minute_refuses_the_request(story: Story) -> None:
+    """A ban of an hour is no reason to leave somebody without an answer."""
+    story.exchange.looks = [replace(limited(3600.0), call=GET)]
+    request_id = story.ask()
+    story.go_on(request_id, for_s=61)
+    assert story.request(request_id).cause == "exchange_unreachable:too_many_requests"
+
+
+def test_nobody_left_who_could_approve_is_refused_without_asking_the_exchange(story: Story) -> None:
+    """A card that nobody may approve would only hang."""
+    story.policy = ApprovalPolicy(approvers=frozenset({REQUESTER.id}))
+    request_id = story.ask()
+    story.go_on(request_id, for_s=1)
+    assert story.request(request_id).cause == "nobody_can_approve"
+    assert story.exchange.looked == 0
+
+
+def test_a_repeated_delivery_gets_the_first_answer_again(story: Story) -> None:
+    """Slack delivers twice now and then; one command makes one request, and a refusal stays a refusal."""
+    first = command()
+    made = story.workflow.command(first, home_team=HOME)
+    assert story.workflow.command(first, home_team=HOME) == made
+    second = command(order_uuid=first.order_uuid)
+    assert story.workflow.command(second, home_team=HOME).refusal is Reason.ORDER_HAS_OPEN_REQUEST
+    assert made.request_id is not None
+    story.exchange.looks = [sees(DONE)]
+    story.go_on(made.request_id, for_s=1)
+    assert story.workflow.command(second, home_team=HOME).refusal is Reason.ORDER_HAS_OPEN_REQUEST
+    refusals = AuditLog(story.database).list(Filter(action="command.refused"), limit=10)
+    assert len(refusals) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "policy", "reason"),
+    [
+        ({"order_uuid": None, "fault": Reason.NOT_A_UUID}, {}, Reason.NOT_A_UUID),
+        ({"order_uuid": None}, {}, Reason.USAGE),
+        ({"requester": replace(STRANGER, team_id="T0OTHER")}, {}, Reason.OTHER_WORKSPACE),
+        ({"requester": STRANGER}, {"requesters": frozenset({REQUESTER.id})}, Reason.NOT_A_REQUESTER),
+        ({}, {"max_open_requests_per_person": 0}, Reason.TOO_MANY_OPEN_REQUESTS),
+    ],
+)
+def test_a_command_that_makes_no_request_is_audited(
+    story: Story, changes: dict[str, Any], policy: dict[str, Any], reason: Reason
+) -> None:
+    """Auditors ask for what was refused, too: who, where, and why."""
+    story.policy = ApprovalPolicy(approvers=frozenset({APPROVER.id}), **policy)
+    asked = command(**changes)
+    assert story.workflow.command(asked, home_team=HOME).refusal is reason
+    (event,) = AuditLog(story.database).list(Filter(), limit=10)
+    assert event["action"] == "command.refused"
+    assert event["outcome"] == "refused"
+    assert event["details"] == {"reason": reason.value}
+    assert (event["actor"], event["channel_id"], event["trigger_id"]) == (
+        asked.requester.id,
+        "C0DESK",
+        asked.trigger_id,
+    )
+
+
+# --- The card ---------------------------------------------------------------------------------------------------
+
+
+def test_a_channel_that_takes_no_card_ends_the_request(story: Story) -> None:
+    """Pending without a card is a request that nobody could ever approve."""
+    story.slack.errors["post_card"] = [CannotPost("not_in_channel")]
+    request_id = story.ask()
+    story.go_on(request_id, for_s=1)
+    request = story.request(request_id)
+    assert request.state is State.REFUSED
+    assert request.cause == "cannot_post:not_in_channel"
+    assert [line.reason for line in story.lines(NoticeKind.REQUEST_REFUSED)] == [Reason.CANNOT_POST]
+
+
+def test_a_slack_that_is_away_delays_the_card_and_nothing_else(story: Story) -> None:
+    """An outage of Slack's must neither end the request nor spin."""
+    story.slack.errors["post_card"] = [TryLater("away"), TryLater("ratelimited", retry_after_s=30.0)]
+    request_id = story.ask()
+    story.go_on(request_id, for_s=20)
+    assert story.slack.cards == []
+    story.go_on(request_id, for_s=20)
+    assert [state for _, _, state in story.slack.cards] == [State.PENDING, State.PENDING]
+
+
+def test_a_card_that_cannot_be_redrawn_does_not_stop_the_verdict(story: Story) -> None:
+    """Somebody may delete the message; the decision and its thread do not depend on it."""
+    request_id = story.approved()
+    story.exchange.looks = [sees(CANCELED)]
+    story.slack.errors["redraw_card"] = [CannotPost("message_not_found")] * 9
+    story.go_on(request_id, for_s=2)
+    assert story.slack.verdicts == [State.CANCELED]
+
+
+def test_a_thread_that_takes_no_verdict_sends_it_to_the_requester(story: Story) -> None:
+    """How it ended must reach somebody."""
+    request_id = story.approved()
+    story.exchange.looks = [sees(CANCELED)]
+    story.slack.errors["post_verdict"] = [CannotPost("is_archived")]
+    story.go_on(request_id, for_s=2)
+    assert [line.user_id for line in story.lines(NoticeKind.VERDICT)] == [REQUESTER.id]
+    assert story.request(request_id).said_state is State.CANCELED
+
+
+def test_a_request_that_ended_before_its_card_could_be_posted_is_still_told(story: Story) -> None:
+    """A channel archived in the meantime: the requester hears of the expiry all the same."""
+    story.slack.errors["post_card"] = [TryLater("away", retry_after_s=2000.0), CannotPost("is_archived")]
+    request_id = story.ask()
+    story.go_on(request_id, for_s=2100)
+    assert story.state(request_id) is State.EXPIRED
+    assert len(story.lines(NoticeKind.VERDICT)) == 1
+
+
+def test_a_click_on_a_lost_card_adopts_it(story: Story) -> None:
+    """The answer to the post may be lost: the card is there, and a click tells where."""
+    story.slack.errors["post_card"] = [TryLater("answer lost", retry_after_s=100.0)]
+    request_id = story.ask()
+    story.workflow.advance(request_id)
+    story.workflow.show(request_id)
+    assert story.workflow.click(click(request_id, STRANGER, message_ts="7.000")) is Reason.NOT_AN_APPROVER
+    request = story.request(request_id)
+    assert (request.card_channel_id, request.card_ts) == ("C0DESK", "7.000")
+    story.go_on(request_id, for_s=1)
+    assert story.slack.cards[-1] == ("C0DESK", "7.000", State.PENDING)
+
+
+def test_a_click_on_a_second_copy_redraws_that_copy(story: Story) -> None:
+    """Two cards can stand there for one request; neither may go on showing buttons that lie."""
+    request_id = story.asked()
+    assert story.workflow.click(click(request_id, message_ts="9.000")) is None
+    story.exchange.looks = [sees(CANCELED)]
+    story.go_on(request_id, for_s=2)
+    assert ("C0DESK", "9.000") in {(channel_id, ts) for channel_id, ts, _ in story.slack.cards}
+
+
+def test_a_click_on_an_ended_card_redraws_it(story: Story) -> None:
+    """If the buttons are still there, Slack has missed an update."""
+    request_id = story.asked()
+    story.workflow.click(click(request_id, kind=DecisionKind.DENY, message_ts="1.000"))
+    story.go_on(request_id, for_s=1)
+    drawn = len(story.slack.cards)
+    assert story.workflow.click(click(request_id, SECOND, message_ts="1.000")) is Reason.ALREADY_DECIDED
+    story.go_on(request_id, for_s=1)
+    assert story.slack.cards[drawn:] == [("C0DESK", "1.000", State.DENIED)]
+    assert story.slack.verdicts == [State.DENIED]
+
+
+def test_a_line_that_slack_will_never_take_is_given_up(story: Story) -> None:
+    """A person who left the workspace must not keep the worker busy."""
+    story.exchange.looks = [sees(DONE)]
+    story.slack.errors["tell"] = [TryLater("away"), CannotPost("user_not_found")]
+    request_id = story.ask()
+    story.go_on(request_id, for_s=5)
+    assert story.slack.lines == []
+    assert story.store.due(limit=10).notices == ()
+
+
+# --- Deciding ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("actor", "changes", "reason"),
+    [
+        (STRANGER, {}, Reason.NOT_AN_APPROVER),
+        (REQUESTER, {}, Reason.OWN_REQUEST),
+        (replace(APPROVER, team_id="T0OTHER"), {}, Reason.OTHER_WORKSPACE),
+        (APPROVER, {"kind": None}, Reason.UNKNOWN_BUTTON),
+    ],
+)
+def test_a_click_that_does_not_count_is_answered_and_audited(
+    story: Story, actor: Actor, changes: dict[str, Any], reason: Reason
+) -> None:
+    """No click is met with silence, and none moves what it may not."""
+    request_id = story.asked()
+    assert story.workflow.click(click(request_id, actor, message_ts="1.000", **changes)) is reason
+    story.go_on(request_id, for_s=1)
+    assert story.state(request_id) is State.PENDING
+    assert [(line.user_id, line.reason) for line in story.lines(NoticeKind.CLICK_REFUSED)] == [(actor.id, reason)]
+    assert story.actions(request_id)[-1] == "approval.refused"
+    assert story.exchange.sent == []
+
+
+def test_a_click_on_a_request_that_does_not_exist_is_answered(story: Story) -> None:
+    """A forged or foreign value resolves to nothing, and says so."""
+    for request_id in (None, 4711):
+        assert story.workflow.click(click(request_id)) is Reason.UNKNOWN_REQUEST
+    assert story.workflow.click(click(None, message_ts=None, kind=None)) is Reason.UNKNOWN_BUTTON
+    assert len(AuditLog(story.database).list(Filter(action="approval.refused"), limit=10)) == 3
+
+
+def test_a_person_removed_between_request_and_click_may_not_approve(story: Story) -> None:
+    """The allowlist of today decides, and so does the one on the card."""
+    request_id = story.asked()
+    story.policy = ApprovalPolicy(approvers=frozenset({SECOND.id}))
+    assert story.workflow.click(click(request_id, APPROVER)) is Reason.NOT_AN_APPROVER
+    story.policy = ApprovalPolicy(approvers=frozenset({SECOND.id, STRANGER.id}))
+    assert story.workflow.click(click(request_id, STRANGER)) is Reason.NOT_AN_APPROVER
+    assert story.workflow.click(click(request_id, SECOND)) is None
+
+
+def test_the_requester_may_deny_what_they_asked_for(story: Story) -> None:
+    """Four eyes guard the cancel, not the change of mind of somebody who may decide."""
+    request_id = story.asked()
+    assert story.workflow.click(click(request_id, REQUESTER, kind=DecisionKind.DENY)) is None
+    assert story.state(request_id) is State.DENIED
+
+
+def test_with_self_approval_the_requester_may_approve(story: Story) -> None:
+    """The setting does what it says."""
+    story.policy = ApprovalPolicy(approvers=frozenset({REQUESTER.id}), self_approval=True)
+    request_id = story.asked()
+    assert story.workflow.click(click(request_id, REQUESTER)) is None
+
+
+def test_a_card_expires_at_its_time_and_not_before(story: Story) -> None:
+    """Expired is not denied, and a click in the same second has one outcome."""
+    request_id = story.asked()
+    story.go_on(request_id, for_s=1795)
+    assert story.state(request_id) is State.PENDING
+    story.clock.now = present(story.request(request_id).expires_at)
+    assert story.workflow.click(click(request_id)) is Reason.EXPIRED
+    story.go_on(request_id, for_s=1)
+    assert story.state(request_id) is State.EXPIRED
+    assert story.workflow.click(click(request_id)) is Reason.EXPIRED
+    assert story.slack.verdicts == [State.EXPIRED]
+
+
+# --- Sending and finding out ------------------------------------------------------------------------------------
+
+
+def ended(story: Story, cancels: list[CancelAnswer], looks: list[LookAnswer], *, for_s: float = 5) -> CancelRequest:
+    """The request after its approval, with these answers."""
+    request_id = story.approved()
+    story.exchange.cancels, story.exchange.looks = cancels, looks
+    story.go_on(request_id, for_s=for_s)
+    return story.request(request_id)
+
+
+def test_accepted_is_canceled_only_once_the_order_says_so(story: Story) -> None:
+    """A 200 to the DELETE means that Upbit will try."""
+    request_id = story.approved()
+    story.exchange.looks = [sees(OPEN), sees(OPEN), sees(CANCELED)]
+    story.workflow.advance(request_id)
+    assert story.state(request_id) is State.ACCEPTED
+    story.go_on(request_id, for_s=2)
+    request = story.request(request_id)
+    assert (request.state, request.canceled_by) == (State.CANCELED, CanceledBy.THIS_REQUEST)
+    assert story.exchange.sent == ["nonce-0"]
+    assert story.slack.verdicts == [State.CANCELED]
+    assert story.actions(request_id)[:6] == [
+        "request.created",
+        "request.opened",
+        "request.approved",
+        "cancel.sent",
+        "cancel.accepted",
+        "order.canceled",
+    ]
+
+
+def test_filled_before_the_cancel_took_effect_is_filled(story: Story) -> None:
+    """The order won the race; saying canceled would be a lie."""
+    assert ended(story, [Accepted(order=OPEN, call=DELETE)], [sees(DONE)]).state is State.FILLED
+
+
+def test_a_lost_answer_is_never_answered_by_sending_blindly(story: Story) -> None:
+    """The look comes first, and what it shows cannot be claimed as ours for sure."""
+    request = ended(story, [LOST], [sees(CANCELED)])
+    assert (request.state, request.canceled_by) == (State.CANCELED, CanceledBy.UNPROVEN)
+    assert len(story.exchange.sent) == 1
+
+
+def test_a_lost_answer_with_the_order_still_open_is_sent_again_three_times_at_most(story: Story) -> None:
+    """Lost on the way there: try again, but not for ever, and let people know."""
+    request_id = story.approved()
+    story.exchange.cancels = [LOST]
+    story.go_on(request_id, for_s=29)
+    assert len(story.exchange.sent) == 3
+    story.go_on(request_id, for_s=60)
+    assert story.state(request_id) is State.UNRESOLVED
+    story.go_on(request_id, for_s=900)
+    assert story.state(request_id) is State.FAILED
+    assert len(story.exchange.sent) == 3
+    assert story.slack.verdicts == [State.UNRESOLVED, State.FAILED]
+
+
+def test_not_found_after_a_lost_answer_is_no_refusal(story: Story) -> None:
+    """The first DELETE may have worked: then the second finds nothing. Only the order tells."""
+    looks: list[LookAnswer] = [*[sees(OPEN)] * 6, sees(CANCELED)]
+    request = ended(story, [LOST, GONE], looks, for_s=30)
+    assert (request.state, request.canceled_by) == (State.CANCELED, CanceledBy.UNPROVEN)
+    assert len(story.exchange.sent) == 2
+
+
+def test_a_certain_refusal_after_a_lost_answer_is_no_rejection(story: Story) -> None:
+    """The key may have lost its permission since; the DELETE before may have worked."""
+    looks: list[LookAnswer] = [*[sees(OPEN)] * 6, sees(CANCELED)]
+    request = ended(story, [LOST, NO_KEY], looks, for_s=30)
+    assert (request.state, request.canceled_by) == (State.CANCELED, CanceledBy.UNPROVEN)
+
+
+def test_not_found_on_the_first_try_is_canceled_elsewhere_if_the_order_says_so(story: Story) -> None:
+    """Somebody was faster at Upbit: it is canceled, and not by us."""
+    request = ended(story, [GONE], [sees(CANCELED)])
+    assert (request.state, request.canceled_by) == (State.CANCELED, CanceledBy.ELSEWHERE)
+
+
+def test_not_found_while_the_order_is_open_is_rejected_after_a_second_thought(story: Story) -> None:
+    """The two answers contradict each other: one look is not enough, and more than a few are no use."""
+    request = ended(story, [GONE], [sees(OPEN)])
+    assert (request.state, request.cause, request.said) == (State.REJECTED, "order_not_found", GONE.message)
+    assert story.exchange.looked > 3
+
+
+def test_a_refusal_for_the_key_is_rejected_at_once(story: Story) -> None:
+    """Upbit's name for it proves that nothing happened."""
+    request = ended(story, [NO_KEY], [sees(OPEN)])
+    assert (request.state, request.cause) == (State.REJECTED, "out_of_scope")
+    assert story.exchange.looked == 1
+    assert story.slack.verdicts == [State.REJECTED]
+
+
+@pytest.mark.parametrize("answer", [NOT_SENT, limited(1.0)])
+def test_what_surely_did_nothing_is_sent_again_by_itself(story: Story, answer: CancelAnswer) -> None:
+    """A refused connection and a 429 cost a moment, not the request."""
+    request = ended(story, [answer, answer, Accepted(order=OPEN, call=DELETE)], [sees(CANCELED)])
+    assert (request.state, request.sends, request.unanswered) == (State.CANCELED, 1, 0)
+    assert story.actions(request.id).count("cancel.unsent") == 2
+
+
+def test_an_approval_that_could_not_be_sent_in_time_lapses(story: Story) -> None:
+    """An approval is for now: five minutes later the market is another one."""
+    request = ended(story, [NOT_SENT], [sees(OPEN)], for_s=301)
+    assert (request.state, request.sends) == (State.LAPSED, 0)
+    assert story.slack.verdicts == [State.LAPSED]
+    assert len(story.exchange.sent) < 40
+
+
+def test_an_approval_that_waited_for_a_restart_lapses(story: Story) -> None:
+    """The bot was down for an hour: it must not send then."""
+    request_id = story.approved()
+    story.clock.advance(3600)
+    story.go_on(request_id, for_s=1)
+    assert story.state(request_id) is State.LAPSED
+    assert story.exchange.sent == []
+
+
+def test_a_process_that_stood_still_after_its_commit_sends_nothing(story: Story) -> None:
+    """A DELETE that leaves minutes after it was announced could overtake what others have concluded."""
+    request_id = story.approved()
+    story.stalls = [0.0, 60.0]
+    story.workflow.advance(request_id)
+    assert story.exchange.sent == []
+    assert story.state(request_id) is State.APPROVED
+    story.exchange.looks = [sees(CANCELED)]
+    story.go_on(request_id, for_s=5)
+    assert story.state(request_id) is State.CANCELED
+
+
+def test_a_crash_after_the_commit_is_found_out_by_a_look(story: Story) -> None:
+    """Nobody knows whether the DELETE left: the order does."""
+    request_id = story.approved()
+    story.exchange.cancels = [LOST]
+
+    def dies(uuid: str, *, nonce: str) -> CancelAnswer:
+        raise KeyboardInterrupt
+
+    workflow = story.workflow
+    workflow._exchange = type("Dying", (), {"cancel_order": staticmethod(dies)})()
+    with pytest.raises(KeyboardInterrupt):
+        workflow.advance(request_id)
+    assert story.state(request_id) is State.SENDING
+    story.exchange.looks = [sees(CANCELED)]
+    story.go_on(request_id, for_s=5)
+    assert story.state(request_id) is State.SENDING
+    story.clock.advance(LEASE.total_seconds())
+    story.go_on(request_id, for_s=1)
+    assert story.state(request_id) is State.CANCELED
+    assert story.exchange.sent == []
+
+
+def test_thirty_seconds_without_certainty_call_people(story: Story) -> None:
+    """Unresolved is loud, and the bot goes on looking until the exchange answers again."""
+    request_id = story.approved()
+    story.exchange.looks = [BLIND]
+    story.go_on(request_id, for_s=29)
+    assert story.state(request_id) is State.ACCEPTED
+    story.go_on(request_id, for_s=70)
+    assert story.state(request_id) is State.UNRESOLVED
+    story.exchange.looks = [sees(CANCELED)]
+    story.go_on(request_id, for_s=200)
+    assert story.state(request_id) is State.CANCELED
+    assert story.slack.verdicts == [State.UNRESOLVED, State.CANCELED]
+
+
+def test_unresolved_looks_become_rare(story: Story) -> None:
+    """An exchange that is away for hours is asked every five minutes, not every second."""
+    request_id = story.approved()
+    story.exchange.looks = [BLIND]
+    story.go_on(request_id, for_s=620)
+    looked = story.exchange.looked
+    story.go_on(request_id, for_s=1800)
+    assert 5 <= story.exchange.looked - looked <= 7
+    assert story.state(request_id) is State.UNRESOLVED
+
+
+def test_unresolved_does_not_block_a_new_request(story: Story) -> None:
+    """People must be able to ask again for an order that nobody is sure about."""
+    request_id = story.approved()
+    story.exchange.looks = [BLIND]
+    story.go_on(request_id, for_s=40)
+    again = command(order_uuid=story.request(request_id).order_uuid)
+    assert story.workflow.command(again, home_team=HOME).request_id is not None
+
+
+def test_a_fill_while_looking_redraws_the_card(story: Story) -> None:
+    """The card shows what the row says, and the row what was last seen."""
+    partly = order(executed_volume=Decimal("0.40"), remaining_volume=Decimal("0.60"))
+    request_id = story.approved()
+    story.exchange.looks = [sees(OPEN), sees(partly)]
+    story.go_on(request_id, for_s=3)
+    assert present(story.request(request_id).order_now).executed_volume == Decimal("0.40")
+
+
+def test_an_order_in_an_unknown_state_stays_uncertain(story: Story) -> None:
+    """A word that Upbit has not documented proves nothing."""
+    request = ended(story, [Accepted(order=OPEN, call=DELETE)], [sees(order(state="frozen"))], for_s=40)
+    assert request.state in {State.ACCEPTED, State.UNRESOLVED}
+
+
+def test_an_answer_after_the_lease_was_lost_is_audited(story: Story) -> None:
+    """Who took over decides by looking, but what Upbit said is evidence of whose cancel it was."""
+    request_id = story.approved()
+    taken_over = story
+
+    class Hanging(ScriptedExchange):
+        def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
+            taken_over.clock.advance(LEASE.total_seconds() + 1)
+            assert taken_over.store.lease(request_id, Lane.EXCHANGE) is not None
+            return super().cancel_order(uuid, nonce=nonce)
+
+    story.exchange = Hanging()
+    assert story.workflow.advance(request_id) is None
+    assert story.state(request_id) is State.SENDING
+    assert story.actions(request_id)[-1] == "cancel.answered_late"
+    story.exchange = ScriptedExchange()
+    story.exchange.looks = [sees(CANCELED)]
+    story.clock.advance(LEASE.total_seconds() + 1)
+    story.go_on(request_id, for_s=1)
+    assert story.request(request_id).canceled_by is CanceledBy.THIS_REQUEST
+
+
+def test_a_lane_that_somebody_else_holds_is_left_to_them(story: Story) -> None:
+    """Two replicas see the same row; one works."""
+    request_id = story.approved()
+    assert story.store.lease(request_id, Lane.EXCHANGE) is not None
+    assert story.store.lease(request_id, Lane.SLACK) is not None
+    assert story.workflow.advance(request_id) is None
+    assert story.workflow.show(request_id) is None
+    assert story.exchange.sent == []
+
+
+# --- Settling ---------------------------------------------------------------------------------------------------
+
+
+def test_a_person_settles_what_the_bot_cannot_know(story: Story) -> None:
+    """The account was closed, say: somebody looked, and their name stands under it."""
+    request_id = story.approved()
+    story.exchange.looks = [BLIND]
+    story.go_on(request_id, for_s=40)
+    operator = Actor(id="cli:operator")
+    settled = present(
+        settle(story.store, request_id, verdict=Verdict.CANCELED, reason="seen in the app", actor=operator)
+    )
+    assert (settled.state, settled.settled_verdict) == (State.SETTLED, Verdict.CANCELED)
+    story.go_on(request_id, for_s=1)
+    assert story.slack.verdicts[-1] is State.SETTLED
+    assert settle(story.store, 4711, verdict=Verdict.OPEN, reason="?", actor=operator) is None
+    with pytest.raises(IllegalTransition):
+        settle(story.store, request_id, verdict=Verdict.OPEN, reason="again", actor=operator)
+
+
+# --- A database that fails --------------------------------------------------------------------------------------
+
+
+def test_a_database_that_is_away_means_that_nothing_was_done(story: Story) -> None:
+    """The person is told so, and it is true."""
+    request_id = story.asked()
+    story.database.engine.dispose()
+    broken = Story.__new__(Story)
+    broken.__dict__.update(story.__dict__)
+    away = Database("sqlite:////nowhere/cancels.db", clock=story.clock)
+    broken.store = SqlStore(away)
+    with pytest.raises(NothingDone):
+        broken.workflow.command(command(), home_team=HOME)
+    with pytest.raises(NothingDone):
+        broken.workflow.click(click(request_id))
+    away.close()
+    assert story.state(request_id) is State.PENDING
