@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol, TypeVar, assert_never
 from bot.domain.answer import Accepted, Call, CancelAnswer, Found, LookAnswer, NotSent, Refused, Unknown
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import SYSTEM, Action, Actor, Json, Outcome, Reason
-from bot.domain.cancel_request import CancelRequest, DecisionKind, State, Verdict, refusal_of
+from bot.domain.cancel_request import VERDICT_STATES, CancelRequest, DecisionKind, State, Verdict, refusal_of
 from bot.domain.errors import CannotPost, CommitInDoubt, NothingDone, Overtaken, StoreError, TryLater
 from bot.domain.order import Order
 
@@ -864,7 +864,7 @@ class CancelWorkflow:
             self._redraw(request)
         elif request.card_shown_revision < request.revision:
             self._redraw(request)
-        if request.state in SAID_STATES and request.said_state is not request.state:
+        if request.state in VERDICT_STATES and request.said_state is not request.state:
             self._say(lease, request)
         return None
 
@@ -881,7 +881,7 @@ class CancelWorkflow:
             request = _locked(tx)
             if request.card_ts is None and request.state is State.PENDING:
                 self._move_to_refused(tx, Reason.CANNOT_POST, cause=error.error)
-            elif request.state in SAID_STATES:
+            elif request.state in VERDICT_STATES:
                 self._record_said(tx, request, error=error.error)
 
     def _say(self, lease: Lease, request: CancelRequest) -> None:
@@ -953,22 +953,6 @@ def settle(store: Store, request_id: int, *, verdict: Verdict, reason: str, acto
             settled_reason=reason,
             ended_at=tx.now,
         )
-
-
-SAID_STATES: Final = frozenset(
-    {
-        State.DENIED,
-        State.EXPIRED,
-        State.LAPSED,
-        State.REJECTED,
-        State.CANCELED,
-        State.FILLED,
-        State.UNRESOLVED,
-        State.FAILED,
-        State.SETTLED,
-    }
-)
-"""The states that the thread is told."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -215,7 +215,7 @@ def started(
             if mode == "http":
                 slack.events_url = bot.events_url
             if not is_slack_away:
-                bot.wait_until_ready(timeout_s=30)
+                bot.wait_until_ready()
             journey = Journey(slack=slack, exchange=exchange, bot=bot, database_url=database_url)
             try:
                 yield journey

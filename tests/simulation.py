@@ -29,10 +29,18 @@ from bot.database.store import SqlStore
 from bot.domain.answer import Accepted, Call, CancelAnswer, Found, LookAnswer, NotSent, Refused, Unknown
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Action, Actor
-from bot.domain.cancel_request import ENDED_STATES, TRANSITIONS, CancelRequest, DecisionKind, State, Verdict
+from bot.domain.cancel_request import (
+    ENDED_STATES,
+    TRANSITIONS,
+    VERDICT_STATES,
+    CancelRequest,
+    DecisionKind,
+    State,
+    Verdict,
+)
 from bot.domain.errors import CannotPost, CommitInDoubt, IllegalTransition, NothingDone, StoreError, TryLater
 from bot.domain.order import Order
-from bot.workflow import SAID_STATES, CancelWorkflow, Click, Command, Notice, NoticeKind, settle
+from bot.workflow import CancelWorkflow, Click, Command, Notice, NoticeKind, settle
 
 START: Final = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
 TEAM: Final = "T0SIM"
@@ -645,7 +653,7 @@ class World:
             assert request.card_channel_id is not None
             shown = self.slack.cards[request.card_channel_id, request.card_ts]
             assert shown == (request.id, request.state), f"the card shows {shown}"
-        if request.state in SAID_STATES:
+        if request.state in VERDICT_STATES:
             told = (request.id, request.state)
             posted = self.slack.verdicts[told]
             owed = any(

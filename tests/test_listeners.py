@@ -1,9 +1,10 @@
 """The listeners: what is read out of Slack's payloads, and what is answered when it cannot be written down."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -14,6 +15,9 @@ from slack_bolt import App
 from slack_bolt.request import BoltRequest
 from slack_bolt.response import BoltResponse
 
+from bot.database.engine import Database
+from bot.database.migration import migrate
+from bot.database.store import SqlStore
 from bot.domain.answer import CancelAnswer, LookAnswer
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Reason
@@ -22,7 +26,7 @@ from bot.domain.errors import CommitInDoubt, NothingDone, StoreError
 from bot.slack import messages
 from bot.slack.listeners import Listeners, clean, parse_click, parse_command, parse_request_id, parse_text
 from bot.slack.notifier import Identity
-from bot.workflow import CancelWorkflow, Lane, Lease, Notice, Transaction
+from bot.workflow import CancelWorkflow, Lane, Lease, Notice, Store, Transaction
 
 UUID = "cdd92199-2897-4e14-9448-f923320408ad"
 OTHER_UUID = "9ca023a5-851b-4fec-9f0a-48cd83c2eaae"
@@ -326,9 +330,13 @@ def bolt_app(
     afterwards: Afterwards | None = None,
     identity: Identity | None = IDENTITY,
 ) -> App:
+    return app_on(BrokenStore(failure, read_again), afterwards=afterwards, identity=identity)
+
+
+def app_on(store: Store, *, afterwards: Afterwards | None = None, identity: Identity | None = IDENTITY) -> App:
     listeners = Listeners(
         workflow=CancelWorkflow(
-            store=BrokenStore(failure, read_again),
+            store=store,
             exchange=Nobody(),
             messenger=Nobody(),
             policy=ApprovalPolicy(approvers=frozenset({"U0BEN"})),
@@ -348,13 +356,13 @@ def deliver(app: App, form: dict[str, str]) -> BoltResponse:
     return app.dispatch(BoltRequest(body=urlencode(form), headers=headers))
 
 
-def typed(app: App, text: str = UUID) -> str:
+def typed(app: App, text: str = UUID, *, trigger_id: str = "trigger-1") -> str:
     answer = deliver(
         app,
         {
             "command": "/cancel",
             "text": text,
-            "trigger_id": "trigger-1",
+            "trigger_id": trigger_id,
             "user_id": "U0DANA",
             "user_name": "dana",
             "team_id": "T0PLAY",
@@ -446,3 +454,63 @@ def test_every_button_reaches_the_listener(action_id: str) -> None:
     clicked(app, actions=[{"action_id": action_id, "block_id": "b", "type": "button", "value": "42"}])
 
     assert len(afterwards.told) == 1
+
+
+# What is answered when it can
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqlStore]:
+    opened = Database(f"sqlite:///{tmp_path / 'cancels.db'}")
+    migrate(opened)
+    yield SqlStore(opened)
+    opened.close()
+
+
+def test_a_command_is_recorded_acknowledged_and_begun(store: SqlStore) -> None:
+    """Commit, acknowledge, nudge: in this order, or a crash loses what the person was promised."""
+    afterwards = Afterwards()
+
+    assert typed(app_on(store, afterwards=afterwards)) == messages.recorded(1)
+
+    assert afterwards.nudged == [1]
+    assert store.request_of_trigger("trigger-1") == 1
+
+
+def test_a_command_that_comes_twice_gets_the_same_answer(store: SqlStore) -> None:
+    """Slack delivers again what it believes was lost."""
+    app = app_on(store)
+
+    assert typed(app) == typed(app) == messages.recorded(1)
+
+
+@pytest.mark.parametrize(("text", "said"), [("", "Type `/cancel"), ("my <!channel> order", "is not the uuid")])
+def test_what_was_not_understood_is_explained_and_pings_nobody(store: SqlStore, text: str, said: str) -> None:
+    """The answer quotes what was typed."""
+    answer = typed(app_on(store), text)
+
+    assert said in answer
+    assert "<!" not in answer
+
+
+def test_who_asks_for_an_order_that_is_asked_for_is_led_to_its_card(store: SqlStore) -> None:
+    """The card is where that order is decided."""
+    app = app_on(store)
+    typed(app)
+    before = typed(app, trigger_id="trigger-2")
+    with store.transaction(1) as tx:
+        tx.change(card_channel_id="C0DESK", card_ts="1.000002")
+    after = typed(app, trigger_id="trigger-3")
+
+    assert "request #1 is still open" in before
+    assert "<https://playground.slack.com/archives/C0DESK/p1000002|request #1> is still open" in after
+
+
+def test_a_click_that_counts_is_followed_by_a_nudge(store: SqlStore) -> None:
+    """So that the cancel leaves now, and not when the loop comes round."""
+    afterwards = Afterwards()
+
+    clicked(app_on(store, afterwards=afterwards))
+
+    assert afterwards.nudged == [42]
+    assert afterwards.told == []

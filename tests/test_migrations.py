@@ -34,7 +34,7 @@ def empty(database_url: str) -> Iterator[Database]:
 def tables_of(database: Database) -> set[str]:
     queries = {
         True: "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'",
-        False: "SELECT tablename FROM pg_tables WHERE schemaname = 'public'",
+        False: "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()",
     }
     return {row[0] for row in rows(database, queries[database.is_sqlite])}
 
@@ -105,14 +105,14 @@ SELECT type || ' ' || name, sql FROM sqlite_master
 WHERE tbl_name NOT IN ('alembic_version', 'sqlite_sequence') AND type IN ('table', 'index')
 """
 POSTGRESQL_SHAPE = """
-SELECT 'index ' || indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'
+SELECT 'index ' || indexname, indexdef FROM pg_indexes WHERE schemaname = current_schema()
 UNION ALL
 SELECT 'constraint ' || conname, pg_get_constraintdef(oid) FROM pg_constraint
-WHERE connamespace = 'public'::regnamespace
+WHERE connamespace = current_schema()::regnamespace
 UNION ALL
 SELECT 'column ' || table_name || '.' || column_name,
     concat_ws(' ', data_type, character_maximum_length, is_nullable, column_default)
-FROM information_schema.columns WHERE table_schema = 'public'
+FROM information_schema.columns WHERE table_schema = current_schema()
 """
 
 

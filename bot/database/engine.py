@@ -22,7 +22,10 @@ POOL_TIMEOUT_S: Final = 0.5
 CONNECT_TIMEOUT_S: Final = 1
 LOCK_TIMEOUT_MS: Final = 700
 STATEMENT_TIMEOUT_MS: Final = 1500
-"""Together they keep what a listener waits for the database well inside Slack's three seconds: a transaction may wait for two locks, the request's row and the audit's head."""
+"""Together they keep what a listener waits for the database well inside Slack's three seconds.
+
+A transaction may wait for two locks: the request's row and the audit's head.
+"""
 
 POOL_SIZE: Final = 32
 """16 listeners, 12 workers, the loop and a few to spare."""

@@ -68,6 +68,9 @@ TRANSITIONS: Final[Mapping[Action, tuple[frozenset[State], State]]] = {
 ENDED_STATES: Final = frozenset(State) - {source for sources, _ in TRANSITIONS.values() for source in sources}
 """Nothing leads out of these."""
 
+VERDICT_STATES: Final = (ENDED_STATES - {State.REFUSED}) | {State.UNRESOLVED}
+"""The states that the card's thread is told. A refused request has no thread: its requester is told privately."""
+
 
 class DecisionKind(StrEnum):
     APPROVE = "approve"

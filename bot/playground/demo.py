@@ -36,7 +36,7 @@ DESK: Final = "C0DESK"
 KEPT: Final = {"PATH", "TMPDIR"}
 """What the bot gets of our environment, beside what measures coverage."""
 
-READY_WITHIN_S: Final = 10.0
+READY_WITHIN_S: Final = 20.0
 ASK_AGAIN_AFTER_S: Final = 0.02
 STOP_WITHIN_S: Final = 10.0
 COMMAND_WITHIN_S: Final = 20.0

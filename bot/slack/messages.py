@@ -16,7 +16,15 @@ from decimal import Decimal
 from typing import Any, Final
 
 from bot.domain.audit import Reason
-from bot.domain.cancel_request import CanceledBy, CancelRequest, Decision, DecisionKind, State, Verdict
+from bot.domain.cancel_request import (
+    VERDICT_STATES,
+    CanceledBy,
+    CancelRequest,
+    Decision,
+    DecisionKind,
+    State,
+    Verdict,
+)
 from bot.domain.order import Order, OrderState
 
 ACTION_APPROVE: Final = "approve"
@@ -535,7 +543,7 @@ def _what_buttons_do(request: CancelRequest) -> str:
 
 def thread_message(request: CancelRequest, *, notify: Sequence[str]) -> Message | None:
     """The verdict, the people, the order summary and what changed. None in a state that says nothing in the thread."""
-    if request.state not in _VERDICT_STATES:
+    if request.state not in VERDICT_STATES:
         return None
     verdict = _story(request)
     people = _people_of(request, notify)
@@ -554,20 +562,6 @@ def thread_message(request: CancelRequest, *, notify: Sequence[str]) -> Message 
         spoken.append(changes)
     return Message(text=_fitting(spoken, TEXT_CHARS), blocks=blocks)
 
-
-_VERDICT_STATES: Final = frozenset(
-    {
-        State.DENIED,
-        State.EXPIRED,
-        State.LAPSED,
-        State.REJECTED,
-        State.CANCELED,
-        State.FILLED,
-        State.UNRESOLVED,
-        State.FAILED,
-        State.SETTLED,
-    }
-)
 
 _TROUBLE: Final = frozenset({State.LAPSED, State.REJECTED, State.UNRESOLVED, State.FAILED})
 
