@@ -99,14 +99,14 @@ class Journey:
 
         return self.slack.wait_for(found, timeout_s=WITHIN_S)[0]
 
-    def hears(self, who: Person, *parts: str) -> str:
+    def hears(self, who: Person, *parts: str, timeout_s: float = WITHIN_S) -> str:
         """A line that only this person sees, and that has all these parts in it."""
 
         def found(slack: SlackWorkspace) -> list[str]:
             lines = ["\n".join(slack.words(each)) for each in (*slack.ephemerals(who.id), *slack.dms(who.id))]
             return [line for line in lines if all(part in line for part in parts)]
 
-        return self.slack.wait_for(found, timeout_s=WITHIN_S)[-1]
+        return self.slack.wait_for(found, timeout_s=timeout_s)[-1]
 
     def verdict(self, asked: Asked) -> str:
         """What the thread is told, once it is told."""

@@ -53,7 +53,7 @@ MAX_ROUNDS: Final = 4000
 
 INVARIANTS: Final = (
     "every move of the audit is in the table, and the row is in the state that its moves lead to",
-    "a request has at most one decision that counts",
+    "a request has at most one decision that counts, of an approver; nobody approves what they asked for",
     "each DELETE that the exchange saw was announced by a committed cancel.sent with its nonce",
     "denied, expired and refused requests, and lapsed ones that were never sent, sent nothing",
     "canceled means canceled at the exchange, filled means filled there",
@@ -619,6 +619,11 @@ class World:
         assert state is request.state, f"moves lead to {state}"
         decided = [event for event in events if event["action"] in {"request.approved", "request.denied"}]
         assert len(decided) <= 1, "two decisions"
+        for event in decided:
+            assert event["actor"] in APPROVERS, "decided by somebody who may not"
+            assert event["action"] == "request.denied" or event["actor"] != request.requester.id, (
+                "approved by who asked"
+            )
         times = [event["occurred_at"] for event in events]
         assert times == sorted(times), "time runs backwards"
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 import rfc8785
 from builders import APPROVER, HOME, ORDER_UUID, REQUESTER, SECOND, START, STRANGER, order
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bot.domain import audit, cancel_request
@@ -31,6 +31,9 @@ from bot.domain.cancel_request import (
 )
 from bot.domain.errors import CannotPost, IllegalTransition, TryLater
 from bot.domain.order import MAX_TEXT_CHARS, MalformedOrder, Order, dump_order, load_order
+
+UNHURRIED: Final = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine is no failure."""
 
 APPROVE, DENY = DecisionKind.APPROVE, DecisionKind.DENY
 ELSEWHERE: Final = replace(APPROVER, team_id="T0OTHER")
@@ -261,6 +264,7 @@ JSON_VALUES: Final[st.SearchStrategy[Any]] = st.recursive(
 )
 
 
+@UNHURRIED
 @given(JSON_VALUES)
 @example({"b": '\u2028\x7f\x1f"\\/', "a": [1, True, None], "A": "\U0001f600€"})
 def test_canonical_text_is_what_rfc_8785_says(value: Any) -> None:
@@ -339,6 +343,7 @@ ORDERS: Final = st.builds(
 )
 
 
+@UNHURRIED
 @given(ORDERS)
 def test_an_order_comes_back_from_the_database_as_it_was(shown: Order) -> None:
     """What approvers were shown is evidence."""
@@ -398,6 +403,7 @@ ODD_VALUES: Final = (
 )
 
 
+@UNHURRIED
 @given(st.dictionaries(st.sampled_from([*Order.__dataclass_fields__, "remaing_fee", "x"]), ODD_VALUES))
 def test_what_is_no_order_is_named_so_and_never_crashes(odd: dict[str, Any]) -> None:
     """Anything but MalformedOrder would end the step before it could be audited."""

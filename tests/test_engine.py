@@ -553,19 +553,18 @@ def test_the_bot_goes_on_after_the_server_crashed(postgresql: Postgresql) -> Non
     """What was committed is there; what is asked while it is away fails fast; then everything goes on by itself."""
     server = Postgresql()
     try:
-        database = Database(server.create())
-        migrate(database)
-        store = SqlStore(database)
-        made = create_pending(store)
-        with _server_is_away(server):
-            with done_within(SOON_S), pytest.raises(NothingDone):
-                workflow(store).click(click(made.id))
-            with done_within(SOON_S), pytest.raises(NothingDone):
-                check_revision(database)
-        assert workflow(store).click(click(made.id)) is None
-        assert present(store.read(made.id)).state is State.APPROVED
-        assert AuditLog(database).verify().fault is None
-        database.close()
+        with closing(Database(server.create())) as database:
+            migrate(database)
+            store = SqlStore(database)
+            made = create_pending(store)
+            with _server_is_away(server):
+                with done_within(SOON_S), pytest.raises(NothingDone):
+                    workflow(store).click(click(made.id))
+                with done_within(SOON_S), pytest.raises(NothingDone):
+                    check_revision(database)
+            assert workflow(store).click(click(made.id)) is None
+            assert present(store.read(made.id)).state is State.APPROVED
+            assert AuditLog(database).verify().fault is None
     finally:
         server.stop()
 
