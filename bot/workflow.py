@@ -78,6 +78,9 @@ class NoticeKind(StrEnum):
     REDRAW = "redraw"  # not a line: somebody clicked on a second copy of the card
 
 
+RESPONSE_URL_LIFETIME: Final = timedelta(minutes=25)
+"""Slack takes a response_url for 30 minutes."""
+
 NOTICE_LIFETIME: Final = {
     NoticeKind.STILL_READING: timedelta(seconds=55),
     NoticeKind.REQUEST_REFUSED: timedelta(hours=24),
@@ -536,7 +539,6 @@ class CancelWorkflow:
                 approvers=approvers,
                 opened_at=tx.now,
                 expires_at=tx.now + self._approval_ttl,
-                response_url=None,
                 attempts=0,
             )
         return Step(request=opened, due_in_s=self._approval_ttl.total_seconds())
@@ -588,7 +590,7 @@ class CancelWorkflow:
                 reason=reason,
                 user_id=request.requester.id,
                 channel_id=request.channel_id,
-                response_url=request.response_url,
+                response_url=request.response_url if tx.now - request.created_at < RESPONSE_URL_LIFETIME else None,
             )
         )
         return refused
@@ -859,7 +861,7 @@ class CancelWorkflow:
                 self._give_up_card(lease, error)
                 return None
             with self._store.transaction(lease.request_id) as tx:
-                tx.change(card_channel_id=channel_id, card_ts=ts)
+                tx.change(card_channel_id=channel_id, card_ts=ts, response_url=None)
             request = replace(request, card_channel_id=channel_id, card_ts=ts)
             self._redraw(request)
         elif request.card_shown_revision < request.revision:

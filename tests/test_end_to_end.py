@@ -327,7 +327,6 @@ def test_where_the_bot_cannot_post_nothing_stays_pending(journey: Journey, chann
     assert journey.state(request_id) == "refused"
 
 
-@pytest.mark.xfail(reason="opening a request forgets the response_url, the only way into a channel without the bot")
 @once
 def test_a_refusal_reaches_people_where_the_bot_can_write_no_direct_messages(journey: Journey) -> None:
     """Where the bot is in no channel and its messages tab is off, only the command's response_url gets through."""

@@ -36,11 +36,11 @@ from bot.database.audit_log import AuditLog, Filter
 from bot.database.engine import Database
 from bot.database.migration import migrate
 from bot.database.schema import cancel_requests
-from bot.database.store import LEASE, RESPONSE_URL_LIFETIME, TIMER_SLACK, SqlStore
+from bot.database.store import LEASE, TIMER_SLACK, SqlStore
 from bot.domain.audit import Action, Actor, Outcome, Reason
 from bot.domain.cancel_request import CanceledBy, CancelRequest, DecisionKind, State, Verdict
 from bot.domain.errors import IllegalTransition, NothingDone, Overtaken
-from bot.workflow import NOTICE_LIFETIME, CommandAnswer, Lane, Lease, Notice, NoticeKind, settle
+from bot.workflow import NOTICE_LIFETIME, RESPONSE_URL_LIFETIME, CommandAnswer, Lane, Lease, Notice, NoticeKind, settle
 
 
 class Stop(Exception):

@@ -25,16 +25,13 @@ from bot.domain.cancel_request import (
 )
 from bot.domain.errors import Overtaken
 from bot.domain.order import Order, dump_order, load_order
-from bot.workflow import NOTICE_LIFETIME, Command, Lane, Lease, Notice, NoticeKind
+from bot.workflow import NOTICE_LIFETIME, RESPONSE_URL_LIFETIME, Command, Lane, Lease, Notice, NoticeKind
 
 LEASE: Final = timedelta(seconds=30)
 """Longer than any step: a call to Upbit ends within 5 s, one to Slack within 10 s."""
 
 TIMER_SLACK: Final = timedelta(milliseconds=20)
 """Timers fire a little early, and SQLite's clock counts milliseconds."""
-
-RESPONSE_URL_LIFETIME: Final = timedelta(minutes=25)
-"""Slack takes a response_url for 30 minutes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

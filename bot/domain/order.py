@@ -17,8 +17,11 @@ UUID_PATTERN: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{
 MAX_TEXT_CHARS: Final = 200
 """No text field of an order is longer; one that is comes from something that is not Upbit."""
 
-MAX_EXPONENT: Final = 30
+MAX_DIGITS: Final = 30
 """No amount of money needs more digits before or after the point; `1e999999999` would fill the memory when written."""
+
+MAX_COUNT: Final = 2**53
+"""Beyond it, JSON's numbers are no longer whole everywhere."""
 
 
 class OrderState(StrEnum):
@@ -155,7 +158,8 @@ def _decimal(fields: Mapping[str, Any], name: str) -> Decimal | None:
         number = Decimal(value)
     except (InvalidOperation, ValueError):
         raise MalformedOrder(f"{name} is not a number") from None
-    if not number.is_finite() or abs(number.adjusted()) > MAX_EXPONENT or len(number.as_tuple().digits) > MAX_EXPONENT:
+    # Written out, as the database keeps it, it has no more digits than may be read back.
+    if not number.is_finite() or abs(number.adjusted()) >= MAX_DIGITS or len(format(number, "f")) > 2 * MAX_DIGITS:
         raise MalformedOrder(f"{name} is not an amount of money")
     return number
 
@@ -164,7 +168,7 @@ def _count(fields: Mapping[str, Any], name: str) -> int | None:
     number = _decimal(fields, name)
     if number is None:
         return None
-    if number != number.to_integral_value() or number < 0:
+    if number != number.to_integral_value() or not 0 <= number <= MAX_COUNT:
         raise MalformedOrder(f"{name} is not a count")
     return int(number)
 
