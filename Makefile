@@ -8,6 +8,8 @@ TOOLS := .tools/.done
 VENV := .venv/.done
 
 export UV_PYTHON_DOWNLOADS := never
+# The certificates of this machine, a company's own among them, as other programs here use them.
+export UV_SYSTEM_CERTS := true
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check lock clean

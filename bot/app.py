@@ -209,8 +209,23 @@ def build_notifier(settings: Settings) -> Notifier:
     )
 
 
-CHATTY_LOGGERS: Final = ("slack_sdk", "slack_bolt", "urllib3", "requests", "websockets", "sqlalchemy", "alembic")
-"""Below WARNING these print payloads, headers and statements, or a line for every row."""
+LEAST_LEVELS: Final = {
+    "slack_bolt": logging.ERROR,
+    "slack_sdk": logging.WARNING,
+    "urllib3": logging.WARNING,
+    "requests": logging.WARNING,
+    "websockets": logging.WARNING,
+    "sqlalchemy": logging.WARNING,
+    "alembic": logging.WARNING,
+}
+"""Below these the libraries print payloads with their response_urls, headers and statements.
+
+Asked of each record, not set on the loggers: Bolt sets the levels of its own.
+"""
+
+
+def _is_fit_to_print(record: logging.LogRecord) -> bool:
+    return record.levelno >= LEAST_LEVELS.get(record.name.partition(".")[0], logging.NOTSET)
 
 
 def configure_logging(level: str) -> None:
@@ -223,6 +238,7 @@ def configure_logging(level: str) -> None:
         structlog.processors.format_exc_info,
     ]
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_is_fit_to_print)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -236,5 +252,5 @@ def configure_logging(level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    for name in CHATTY_LOGGERS:
-        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level]))
+    # A level as well, where it is cheap: records that are dropped anyway need not be made.
+    logging.getLogger("sqlalchemy").setLevel(logging.WARNING)

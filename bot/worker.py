@@ -151,11 +151,13 @@ class Worker:
             self._do(job)
 
     def _do(self, job: Job) -> None:
-        # After an error the loop's next round finds the job again: no nudge, so that nothing spins.
+        # After an error there is no nudge, so that nothing spins: the loop's next round finds the job again.
         try:
             due_in_s = self._run[job.lane](job.id)
         except StoreError as error:
             log.warning("put off: %s", error, extra={"lane": job.lane, "job": job.id})
+            with self._changed:
+                self._ring_in(INTERVAL_S, job)  # the workflow may still hold its lease, which hides it from the loop
         except Exception:
             log.exception("failed", extra={"lane": job.lane, "job": job.id})
         else:
@@ -164,10 +166,14 @@ class Worker:
     def _come_back(self, job: Job, due_in_s: float | None) -> None:
         """Keep the time of a short wait; and what the step has changed may have made another lane due."""
         with self._changed:
-            if due_in_s is not None and due_in_s < INTERVAL_S and len(self._timers) < MAX_QUEUED:
-                heapq.heappush(self._timers, (self._monotonic() + due_in_s, job))
+            if due_in_s is not None and due_in_s < INTERVAL_S:
+                self._ring_in(due_in_s, job)
             self._nudged = True
             self._changed.notify_all()
+
+    def _ring_in(self, seconds: float, job: Job) -> None:
+        if len(self._timers) < MAX_QUEUED:
+            heapq.heappush(self._timers, (self._monotonic() + seconds, job))
 
 
 def _drain(jobs: "queue.Queue[Job | None]") -> None:

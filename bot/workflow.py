@@ -56,6 +56,9 @@ FAILED_AFTER: Final = timedelta(minutes=10)
 SLACK_GAPS_S: Final = (1.0, 2.0, 5.0, 10.0, 20.0)
 SLACK_GAP_S: Final = 60.0
 
+MAX_KEPT: Final = 1000
+"""Leases remembered while the database is away; the others run out."""
+
 MAX_STEPS: Final = 20
 """Steps of one call of `advance`; no path through the states is longer."""
 
@@ -272,8 +275,11 @@ class Store(Protocol):
 
     def request_of_trigger(self, trigger_id: str) -> int | None: ...
 
-    def lease(self, request_id: int, lane: Lane) -> Lease | None:
-        """Take the lane if it is free and something is due; None otherwise."""
+    def lease(self, request_id: int, lane: Lane, *, kept: Lease | None = None) -> Lease | None:
+        """Take the lane if it is free and something is due; None otherwise.
+
+        A lane that nobody has taken since the `kept` lease is free, too.
+        """
         ...
 
     def release(self, lease: Lease, *, due_in_s: float | None, seen_revision: int) -> float | None:
@@ -314,6 +320,8 @@ class CancelWorkflow:
         self._send_within = send_within
         self._new_nonce = new_nonce
         self._monotonic = monotonic
+        # Leases of steps that the database has ended: nobody works under them, so they need not run out first.
+        self._kept: dict[tuple[int, Lane], Lease] = {}
 
     # What people ask for
 
@@ -470,21 +478,45 @@ class CancelWorkflow:
 
         A lane that somebody else holds is left to them.
         """
-        lease = self._store.lease(request_id, Lane.EXCHANGE)
+        return self._under_lease(request_id, Lane.EXCHANGE, self._take_steps)
+
+    def _take_steps(self, lease: Lease, request: CancelRequest) -> "Step":
+        step = Step(request=request, due_in_s=0.0)
+        for _ in range(MAX_STEPS):
+            step = self._step(lease, request)
+            request = step.request or request
+            if step.due_in_s != 0.0:
+                break
+        return Step(request=request, due_in_s=step.due_in_s)
+
+    def _under_lease(self, request_id: int, lane: Lane, work: Callable[[Lease, CancelRequest], "Step"]) -> float | None:
+        """Take the lane, work, give it back; None where somebody else holds it or has taken it over."""
+        kept = self._kept.get((request_id, lane))
+        lease = self._store.lease(request_id, lane, kept=kept)
+        self._kept.pop((request_id, lane), None)
         if lease is None:
             return None
-        step = Step(due_in_s=0.0)
-        request = self._store.read(request_id)
-        assert request is not None
         try:
-            for _ in range(MAX_STEPS):
-                step = self._step(lease, request)
-                request = step.request or request
-                if step.due_in_s != 0.0:
-                    break
+            request = self._store.read(request_id)
+            assert request is not None
+            done = work(lease, request)
         except Overtaken:
             return None
-        return self._store.release(lease, due_in_s=step.due_in_s, seen_revision=request.revision)
+        except StoreError:
+            # What Slack was told and could not be written down would be told again at once: there the lease runs out.
+            if lane is Lane.EXCHANGE:
+                self._keep(lease)
+            raise
+        try:
+            revision = (done.request or request).revision
+            return self._store.release(lease, due_in_s=done.due_in_s, seen_revision=revision)
+        except StoreError:
+            self._keep(lease)
+            raise
+
+    def _keep(self, lease: Lease) -> None:
+        if len(self._kept) < MAX_KEPT:
+            self._kept[lease.request_id, lease.lane] = lease
 
     def _step(self, lease: Lease, request: CancelRequest) -> "Step":
         match request.state:
@@ -838,28 +870,25 @@ class CancelWorkflow:
 
     def show(self, request_id: int) -> float | None:
         """Bring the card and its thread to what the row says; returns when to be called again. Raises StoreError."""
-        lease = self._store.lease(request_id, Lane.SLACK)
-        if lease is None:
-            return None
-        request = self._store.read(request_id)
-        assert request is not None
-        try:
-            due_in_s = self._draw(lease, request)
-        except TryLater as error:
-            due_in_s = max(_gap(SLACK_GAPS_S, request.card_attempts, SLACK_GAP_S), error.retry_after_s)
-        except Overtaken:
-            return None
-        return self._store.release(lease, due_in_s=due_in_s, seen_revision=request.revision)
+        return self._under_lease(request_id, Lane.SLACK, self._draw_or_wait)
 
-    def _draw(self, lease: Lease, request: CancelRequest) -> float | None:
+    def _draw_or_wait(self, lease: Lease, request: CancelRequest) -> "Step":
+        try:
+            self._draw(lease, request)
+        except TryLater as error:
+            wait_s = max(_gap(SLACK_GAPS_S, request.card_attempts, SLACK_GAP_S), error.retry_after_s)
+            return Step(request=request, due_in_s=wait_s)
+        return Step(request=request, due_in_s=None)
+
+    def _draw(self, lease: Lease, request: CancelRequest) -> None:
         if request.state in {State.REQUESTED, State.REFUSED}:
-            return None
+            return
         if request.card_ts is None:
             try:
                 channel_id, ts = self._messenger.post_card(request)
             except CannotPost as error:
                 self._give_up_card(lease, error)
-                return None
+                return
             with self._store.transaction(lease.request_id) as tx:
                 tx.change(card_channel_id=channel_id, card_ts=ts, response_url=None)
             request = replace(request, card_channel_id=channel_id, card_ts=ts)
@@ -868,7 +897,6 @@ class CancelWorkflow:
             self._redraw(request)
         if request.state in VERDICT_STATES and request.said_state is not request.state:
             self._say(lease, request)
-        return None
 
     def _redraw(self, request: CancelRequest) -> None:
         assert request.card_channel_id is not None

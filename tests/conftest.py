@@ -1,5 +1,6 @@
 """What the tests share: a database of each kind, real ones, empty for every test."""
 
+import logging
 import shutil
 import tempfile
 import uuid
@@ -51,6 +52,17 @@ class Postgresql:
         self._admin.dispose()
         self._server.cleanup()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_secret_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever a test makes the bot log, at DEBUG, holds neither a token for Upbit nor the header that carries it."""
+    # It would log every statement, and slow the tests down.
+    logging.getLogger("sqlalchemy").setLevel(logging.WARNING)
+    yield
+    logged = "\n".join(record.getMessage() for phase in ("setup", "call") for record in caplog.get_records(phase))
+    assert "eyJ" not in logged
+    assert "Bearer" not in logged
 
 
 @pytest.fixture(scope="session")

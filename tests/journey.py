@@ -1,5 +1,6 @@
 """A journey: the real bot process between a Slack workspace and an exchange on loopback, and what people do there."""
 
+import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -55,7 +56,10 @@ class Asked:
 class Journey:
     """The bot and its neighbours, with verbs for what people do and see."""
 
-    def __init__(self, *, slack: SlackWorkspace, exchange: Exchange, bot: BotProcess, database_url: str) -> None:
+    def __init__(
+        self, *, slack: SlackWorkspace, exchange: Exchange, bot: BotProcess, database_url: str, key: Key
+    ) -> None:
+        self.key = key
         self.slack = slack
         self.exchange = exchange
         self.bot = bot
@@ -172,6 +176,28 @@ class Journey:
             line for line in lines if "Traceback" in line or ('"logger": "bot.' in line and '"level": "error"' in line)
         ]
 
+    def shelves(self) -> dict[str, bytes]:
+        """Everything that the bot has let out so far, by where it lies."""
+        folder = self.bot.log_path.parent
+        return {
+            "log": self.bot.log().encode(),
+            "audit": json.dumps(self.events(), ensure_ascii=False).encode(),
+            "messages": "\n".join(self.slack.transcript()).encode(),
+            "calls": "\n".join(json.dumps(dict(call.arguments)) for call in self.slack.calls()).encode(),
+            **{path.name: path.read_bytes() for path in folder.iterdir() if path.name.startswith("cancels.db")},
+        }
+
+    def leaks(self) -> list[tuple[str, str]]:
+        """Where a secret, a token or its header lies that must not be there; response_urls are keys, too."""
+        key, ours = self.key, self.slack.installation
+        tokens = {
+            request.headers.get("authorization", "").removeprefix("Bearer ") for request in self.exchange.requests
+        }
+        secrets = {key.secret_key, ours.bot_token, ours.signing_secret, *tokens, "Bearer", "eyJ"} - {""}
+        shelves = self.shelves()
+        found = [(name, secret) for name, held in shelves.items() for secret in secrets if secret.encode() in held]
+        return found + [(name, "/response/") for name in ("log", "audit", "messages") if b"/response/" in shelves[name]]
+
     def log_tail(self) -> str:
         return "\n".join(self.bot.log().splitlines()[-LOG_TAIL_LINES:])
 
@@ -193,7 +219,10 @@ def started(
     settings: Mapping[str, str] | None = None,
     is_slack_away: bool = False,
 ) -> Iterator[Journey]:
-    """A bot that is ready (unless Slack is away), in a folder of its own, with SQLite unless a URL says otherwise."""
+    """A bot that is ready (unless Slack is away), in a folder of its own, with SQLite unless a URL says otherwise.
+
+    It logs at DEBUG, and at the end everything that it let out is searched for secrets.
+    """
     key = key or Key()
     database_url = database_url or f"sqlite:///{folder / 'cancels.db'}"
     database = Database(database_url)
@@ -210,14 +239,16 @@ def started(
         if is_slack_away:
             slack.set_mood("away")
         ours = playground_settings(slack, exchange, key=key, socket_mode=mode == "socket")
-        whole = {**ours, "DATABASE_URL": database_url, **(settings or {})}
+        whole = {**ours, "DATABASE_URL": database_url, "LOG_LEVEL": "DEBUG", **(settings or {})}
         with BotProcess(folder=folder, settings=whole) as bot:
             if mode == "http":
                 slack.events_url = bot.events_url
             if not is_slack_away:
                 bot.wait_until_ready()
-            journey = Journey(slack=slack, exchange=exchange, bot=bot, database_url=database_url)
+            journey = Journey(slack=slack, exchange=exchange, bot=bot, database_url=database_url, key=key)
             try:
                 yield journey
+                leaks = journey.leaks()
+                assert not leaks, [(name, secret[:12]) for name, secret in leaks]
             finally:
                 journey.close()

@@ -274,7 +274,7 @@ class BrokenStore:
     def request_of_trigger(self, trigger_id: str) -> int | None:
         return self._read_again()
 
-    def lease(self, request_id: int, lane: Lane) -> Lease | None:
+    def lease(self, request_id: int, lane: Lane, *, kept: Lease | None = None) -> Lease | None:
         raise NotImplementedError
 
     def release(self, lease: Lease, *, due_in_s: float | None, seen_revision: int) -> float | None:

@@ -23,7 +23,7 @@ from bot.domain.audit import Actor, Reason
 from bot.domain.cancel_request import CanceledBy, CancelRequest, DecisionKind, State, Verdict
 from bot.domain.errors import CannotPost, IllegalTransition, NothingDone, TryLater
 from bot.domain.order import Order
-from bot.workflow import CancelWorkflow, Lane, Notice, NoticeKind, settle
+from bot.workflow import CancelWorkflow, Lane, Lease, Notice, NoticeKind, settle
 
 GET = call()
 DELETE = call(method="DELETE")
@@ -725,3 +725,39 @@ def test_a_database_that_is_away_means_that_nothing_was_done(story: Story) -> No
         broken.workflow.click(click(request_id))
     away.close()
     assert story.state(request_id) is State.PENDING
+
+
+class FlickeringStore(SqlStore):
+    """A database that is away just when a lane is given back."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.is_away = False
+
+    def release(self, lease: Lease, *, due_in_s: float | None, seen_revision: int) -> float | None:
+        if self.is_away:
+            raise NothingDone("away")
+        return super().release(lease, due_in_s=due_in_s, seen_revision=seen_revision)
+
+
+@pytest.mark.parametrize("lane", [Lane.EXCHANGE, Lane.SLACK])
+def test_a_lane_that_could_not_be_given_back_is_taken_up_again_at_once(story: Story, lane: Lane) -> None:
+    """Nobody works under that lease any more: a hiccup of the database must not hold up a cancel for half a minute."""
+    store = FlickeringStore(story.database)
+    story.store = store
+    request_id = story.approved()
+    workflow = story.workflow
+    work = workflow.advance if lane is Lane.EXCHANGE else workflow.show
+    store.is_away = True
+    with pytest.raises(NothingDone):
+        work(request_id)
+    store.is_away = False
+    assert story.store.lease(request_id, lane) is None
+    story.exchange.looks = [sees(CANCELED)]
+    if lane is Lane.EXCHANGE:
+        assert story.state(request_id) is State.ACCEPTED
+        assert workflow.advance(request_id) is None
+        assert story.state(request_id) is State.CANCELED
+    else:
+        workflow.show(request_id)
+        assert story.request(request_id).card_shown_revision == story.request(request_id).revision

@@ -88,13 +88,17 @@ class SqlStore:
         with self._database.read() as connection:
             return _request_of_trigger(connection, trigger_id)
 
-    def lease(self, request_id: int, lane: Lane) -> Lease | None:
+    def lease(self, request_id: int, lane: Lane, *, kept: Lease | None = None) -> Lease | None:
         names = _LANES[lane]
+        kept_fence = kept.fence if kept is not None else None
         with self._database.write() as connection:
             now = self._database.now(connection)
             fence = connection.execute(
                 update(cancel_requests)
-                .where(cancel_requests.c.id == request_id, _is_due(cancel_requests, names, now + TIMER_SLACK, now))
+                .where(
+                    cancel_requests.c.id == request_id,
+                    _is_due(cancel_requests, names, now + TIMER_SLACK, now, kept_fence=kept_fence),
+                )
                 .values({names.leased_until: now + LEASE, names.fence: cancel_requests.c[names.fence] + 1})
                 .returning(cancel_requests.c[names.fence])
             ).scalar_one_or_none()
@@ -428,9 +432,14 @@ def _is_open() -> ColumnElement[bool]:
     return cancel_requests.c.state.in_(sorted(state.value for state in OPEN_STATES))
 
 
-def _is_due(table: Table, names: _LaneColumns, due_by: datetime, now: datetime) -> ColumnElement[bool]:
+def _is_due(
+    table: Table, names: _LaneColumns, due_by: datetime, now: datetime, *, kept_fence: int | None = None
+) -> ColumnElement[bool]:
     leased_until = table.c[names.leased_until]
-    return and_(table.c[names.due] <= due_by, or_(leased_until.is_(None), leased_until <= now))
+    is_free = [leased_until.is_(None), leased_until <= now]
+    if kept_fence is not None:
+        is_free.append(table.c[names.fence] == kept_fence)
+    return and_(table.c[names.due] <= due_by, or_(*is_free))
 
 
 def _due_ids(connection: Connection, table: Table, names: _LaneColumns, now: datetime, limit: int) -> tuple[int, ...]:

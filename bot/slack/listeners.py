@@ -63,8 +63,6 @@ class Listeners:
                 bot_token=bot_token,
             )
 
-        # Bolt would tell the operator that SLACK_BOT_TOKEN is ignored: by Bolt it is, since `authorize` hands it out.
-        logging.getLogger("slack_bolt.App").addFilter(lambda record: "will be ignored" not in record.getMessage())
         app = App(
             name="bot",
             signing_secret=signing_secret or "",
