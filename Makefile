@@ -1,6 +1,8 @@
 # Needs make and Python 3.11 or newer; everything else is fetched, pinned by version and hash.
 
 PYTHON ?= python3
+WORLDS ?= 1000
+SEED ?= 0
 UV := .tools/bin/uv
 BIN := .venv/bin
 # The second stamp is written last, so an interrupted setup is taken up again.
@@ -12,7 +14,7 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_SYSTEM_CERTS := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lock clean
+.PHONY: help setup demo test sim check lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +26,9 @@ demo: $(VENV) ## See a cancel from /cancel to the summary, without Slack or Upbi
 
 test: $(VENV) ## Run the tests and measure the branches they take
 	$(BIN)/pytest --cov --cov-report=term --cov-fail-under=95
+
+sim: $(VENV) ## Play WORLDS random histories from SEED on, and judge them
+	@PYTHONPATH=tests $(BIN)/python tests/faults/simulate.py --worlds $(WORLDS) --seed $(SEED)
 
 check: $(VENV) ## Lint, check types and who imports whom, lint the Dockerfile
 	$(BIN)/ruff check

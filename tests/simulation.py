@@ -579,6 +579,10 @@ class World:
             ids = list(connection.execute(select(cancel_requests.c.id).order_by(cancel_requests.c.id)).scalars())
         return [request for request_id in ids if (request := self.store.read(request_id)) is not None]
 
+    def count_events(self) -> int:
+        """How many events the audit holds."""
+        return len(self._events())
+
     def _events(self) -> list[dict[str, Any]]:
         return AuditLog(self.database).list(Filter(), limit=1_000_000, newest_first=False)
 
