@@ -14,7 +14,7 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_SYSTEM_CERTS := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sim check lock clean
+.PHONY: help setup demo test sim mutants check lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: $(VENV) ## Run the tests and measure the branches they take
 
 sim: $(VENV) ## Play WORLDS random histories from SEED on, and judge them
 	@PYTHONPATH=tests $(BIN)/python tests/faults/simulate.py --worlds $(WORLDS) --seed $(SEED)
+
+mutants: $(VENV) ## Plant bugs, one at a time, and show that the tests notice
+	@$(BIN)/python tests/faults/mutants.py
 
 check: $(VENV) ## Lint, check types and who imports whom, lint the Dockerfile
 	$(BIN)/ruff check

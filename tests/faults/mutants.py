@@ -1,0 +1,258 @@
+"""Plants bugs, one at a time, and shows that the tests notice: `make mutants`.
+
+Each mutant is a change of the product that somebody could make in good faith. It is planted in a copy of the tree, and
+the tests named with it must fail; where nothing is planted, the same tests must pass. Exits 1 if a mutant survives.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[2]
+TIMEOUT_S: Final = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """A bug: in `file`, `right` becomes `wrong`. `tests` is what pytest is asked to run."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    tests: str
+
+
+WORKFLOW: Final = "bot/workflow.py"
+STORE: Final = "bot/database/store.py"
+LISTENERS: Final = "bot/slack/listeners.py"
+
+MUTANTS: Final = (
+    Mutant(
+        name="no guard in the UPDATE",
+        file=STORE,
+        right="update(cancel_requests).where(*self._guard(), *conditions)",
+        wrong="update(cancel_requests).where(cancel_requests.c.id == self._present().id)",
+        tests="tests/test_store.py -k sqlite",
+    ),
+    Mutant(
+        name="effect before commit",
+        file=WORKFLOW,
+        right="        started_at = self._monotonic()\n",
+        wrong="        started_at = self._monotonic()\n"
+        "        self._exchange.cancel_order(request.order_uuid, nonce=nonce)\n",
+        tests="tests/test_workflow.py",
+    ),
+    Mutant(
+        name="no look before a conclusion",
+        file=WORKFLOW,
+        right="                case Accepted(order=order):\n                    moved = tx.move(\n"
+        "                        Action.CANCEL_ACCEPTED,\n",
+        wrong="                case Accepted(order=order):\n                    moved = tx.move(\n"
+        "                        Action.ORDER_CANCELED,\n",
+        tests="tests/test_workflow.py",
+    ),
+    Mutant(
+        name="refused read as failed",
+        file=WORKFLOW,
+        right="case Refused(proves_nothing_happened=True, name=name) if request.unanswered == 1:",
+        wrong="case Refused(name=name):",
+        tests="tests/test_workflow.py",
+    ),
+    Mutant(
+        name="a certain refusal after a lost answer read as failed",
+        file=WORKFLOW,
+        right="case Refused(proves_nothing_happened=True, name=name) if request.unanswered == 1:",
+        wrong="case Refused(proves_nothing_happened=True, name=name):",
+        tests="tests/test_workflow.py",
+    ),
+    Mutant(
+        name="time-out read as failed",
+        file=WORKFLOW,
+        right="                case Unknown(cause=cause):\n",
+        wrong="                case Unknown(cause=cause) if cause:\n"
+        "                    return Step(request=self._move_to_rejected(tx, cause, details), due_in_s=None)\n"
+        "                case Unknown(cause=cause):\n",
+        tests="tests/test_workflow.py",
+    ),
+    Mutant(
+        name="time-out answered by sending again at once",
+        file=WORKFLOW,
+        right="LOST_ANSWER_SETTLES_AFTER: Final = timedelta(seconds=6)",
+        wrong="LOST_ANSWER_SETTLES_AFTER: Final = timedelta(seconds=0)",
+        tests="tests/test_workflow.py",
+    ),
+    Mutant(
+        name="no lease",
+        file=STORE,
+        right="    return and_(table.c[names.due] <= due_by, or_(*is_free))",
+        wrong="    return and_(table.c[names.due] <= due_by, or_(True, *is_free))",
+        tests="tests/test_store.py tests/test_workflow.py -k 'not postgresql'",
+    ),
+    Mutant(
+        name="no fence",
+        file=STORE,
+        right="        if self._lease is not None:\n            conditions",
+        wrong="        if self._lease is None:\n            conditions",
+        tests="tests/test_store.py tests/test_workflow.py -k 'not postgresql'",
+    ),
+    Mutant(
+        name="head not serialised",
+        file="bot/database/audit_log.py",
+        right="select(audit_head).with_for_update()",
+        wrong="select(audit_head)",
+        tests="tests/test_store.py -k postgresql",
+    ),
+    Mutant(
+        name="audit outside the transaction",
+        file="bot/database/audit_log.py",
+        right="        self._connection.execute(\n            insert(audit_events)",
+        wrong="        self._connection.commit()\n        self._connection.execute(\n            insert(audit_events)",
+        tests="tests/test_store.py",
+    ),
+    Mutant(
+        name="no check of the person's workspace",
+        file="bot/domain/approval.py",
+        right="        if actor.team_id != request.team_id:\n",
+        wrong="        if not actor.id:\n",
+        tests="tests/test_domain.py tests/test_workflow.py",
+    ),
+    Mutant(
+        name="the clicker's workspace taken from the channel's",
+        file=LISTENERS,
+        right='            team_id=_text(user, "team_id"),\n',
+        wrong='            team_id=_text(_object(body, "team"), "id"),\n',
+        tests="tests/test_listeners.py",
+    ),
+    Mutant(
+        name="today's allowlist not checked at the decision",
+        file="bot/domain/approval.py",
+        right="        if actor.id not in self.approvers:\n",
+        wrong="        if actor.id not in {*self.approvers, *request.approvers}:\n",
+        tests="tests/test_domain.py tests/test_workflow.py",
+    ),
+    Mutant(
+        name="who asked may approve",
+        file="bot/domain/approval.py",
+        right="if actor.id == request.requester.id and not self.self_approval:",
+        wrong="if actor.id == request.requester.id and self.self_approval:",
+        tests="tests/test_domain.py tests/test_workflow.py",
+    ),
+    Mutant(
+        name="ack before commit",
+        file=LISTENERS,
+        right='        ack(text=self._answer(body), response_type="ephemeral")\n',
+        wrong="        ack(text=messages.recorded(1))\n        self._answer(body)\n",
+        tests="tests/test_listeners.py",
+    ),
+    Mutant(
+        name="told before sent",
+        file=WORKFLOW,
+        right="        try:\n            ts = self._messenger.post_verdict(request)\n",
+        wrong="        with self._store.transaction(lease.request_id) as tx:\n"
+        "            self._record_said(tx, request)\n"
+        "        try:\n            ts = self._messenger.post_verdict(request)\n",
+        tests="tests/test_workflow.py tests/test_random_histories.py -k 'not postgresql'",
+    ),
+    Mutant(
+        name="several open requests for one order",
+        file="migrations/versions/0001_requests_and_audit.py",
+        right='"cancel_requests", "order_uuid", OPEN, unique=True)',
+        wrong='"cancel_requests", "order_uuid", OPEN, unique=False)',
+        tests="tests/test_store.py tests/test_migrations.py -k 'not postgresql'",
+    ),
+    Mutant(
+        name="a stalled process sends late",
+        file=WORKFLOW,
+        right="        if self._monotonic() > not_after:\n",
+        wrong="        if self._monotonic() < 0:\n",
+        tests="tests/test_workflow.py",
+    ),
+    Mutant(
+        name="a wake-up is lost",
+        file=STORE,
+        right="            if row.revision != seen_revision:\n",
+        wrong="            if row.revision < seen_revision:\n",
+        tests="tests/test_store.py -k 'not postgresql'",
+    ),
+    Mutant(
+        name="every cancel is ours",
+        file="bot/domain/cancel_request.py",
+        right="        if self.accepted_at is not None:\n",
+        wrong="        if self.sends >= 0:\n",
+        tests="tests/test_workflow.py",
+    ),
+    Mutant(
+        name="not sent where bytes have left",
+        file="bot/upbit/client.py",
+        right="        if not attempt.written:\n            return NotSent(",
+        wrong="        if reply.status is None:\n            return NotSent(",
+        tests="tests/test_upbit_client.py",
+    ),
+)
+
+
+def do_tests_fail(tests: str, mutant: Mutant | None) -> bool:
+    """Whether these tests fail in a copy of the tree, in which the bug is planted, if any. Raises LookupError."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        tree = Path(folder) / "tree"
+        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.db*"))
+        if mutant is not None:
+            _plant(mutant, tree)
+        return _fail(tests, tree)
+
+
+def _plant(mutant: Mutant, tree: Path) -> None:
+    target = tree / mutant.file
+    text = target.read_text(encoding="utf-8")
+    places = text.count(mutant.right)
+    if places != 1:
+        raise LookupError(f"{mutant.name}: the code it changes stands {places} times in {mutant.file}")
+    target.write_text(text.replace(mutant.right, mutant.wrong), encoding="utf-8")
+
+
+def _fail(tests: str, tree: Path) -> bool:
+    command = f"{sys.executable} -m pytest -x -q -n 0 -p no:cacheprovider {tests}"
+    run = subprocess.run(
+        ["/bin/sh", "-c", command],
+        cwd=tree,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tree), "HOME": str(tree)},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    if run.returncode not in {0, 1}:
+        raise LookupError(f"{tests} could not be run\n{run.stdout[-2000:]}{run.stderr[-2000:]}")
+    return run.returncode == 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="those with these words in their names")
+    only = parser.parse_args().only
+    chosen = [mutant for mutant in MUTANTS if only in mutant.name]
+    controls = sorted({mutant.tests for mutant in chosen})
+    began_at = time.monotonic()
+    with ThreadPoolExecutor(max_workers=2) as threads:
+        # Tests that fail anyway notice nothing.
+        for tests, fails in zip(controls, threads.map(lambda tests: do_tests_fail(tests, None), controls), strict=True):
+            if fails:
+                raise LookupError(f"without any bug planted, this fails: pytest {tests}")
+        noticed = list(threads.map(lambda mutant: do_tests_fail(mutant.tests, mutant), chosen))
+    for mutant, is_noticed in zip(chosen, noticed, strict=True):
+        print(f"{'killed' if is_noticed else 'SURVIVED':9} {mutant.name}")  # noqa: T201 - this is what it is for
+    survived = noticed.count(False)
+    print(f"{len(chosen)} planted, {survived} survived, {time.monotonic() - began_at:.0f} s")  # noqa: T201
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
