@@ -221,7 +221,7 @@ def started(
 ) -> Iterator[Journey]:
     """A bot that is ready (unless Slack is away), in a folder of its own, with SQLite unless a URL says otherwise.
 
-    It logs at DEBUG, and at the end everything that it let out is searched for secrets.
+    It logs at DEBUG. At the end everything that it let out is searched for secrets, and it must stop when it is told.
     """
     key = key or Key()
     database_url = database_url or f"sqlite:///{folder / 'cancels.db'}"
@@ -250,5 +250,8 @@ def started(
                 yield journey
                 leaks = journey.leaks()
                 assert not leaks, [(name, secret[:12]) for name, secret in leaks]
+                exchange.clear_moods()
+                slack.clear_moods()
+                assert not bot.is_running() or bot.stop() == 0
             finally:
                 journey.close()

@@ -152,6 +152,9 @@ class BotProcess:
             raise ValueError(f"bot audit list: {listed.stderr}")
         return [json.loads(line) for line in reversed(listed.stdout.splitlines())]
 
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def stop(self, *, timeout_s: float = STOP_WITHIN_S) -> int:
         """SIGTERM; the exit status. Raises TimeoutError."""
         assert self._process is not None
