@@ -872,31 +872,32 @@ class CancelWorkflow:
         """Bring the card and its thread to what the row says; returns when to be called again. Raises StoreError."""
         return self._under_lease(request_id, Lane.SLACK, self._draw_or_wait)
 
-    def _draw_or_wait(self, lease: Lease, request: CancelRequest) -> "Step":
+    def _draw_or_wait(self, _lease: Lease, request: CancelRequest) -> "Step":
+        # Nothing here asks for the lease again: what Slack has taken is true, whoever has the lane by then.
         try:
-            self._draw(lease, request)
+            self._draw(request)
         except TryLater as error:
             wait_s = max(_gap(SLACK_GAPS_S, request.card_attempts, SLACK_GAP_S), error.retry_after_s)
             return Step(request=request, due_in_s=wait_s)
         return Step(request=request, due_in_s=None)
 
-    def _draw(self, lease: Lease, request: CancelRequest) -> None:
+    def _draw(self, request: CancelRequest) -> None:
         if request.state in {State.REQUESTED, State.REFUSED}:
             return
         if request.card_ts is None:
             try:
                 channel_id, ts = self._messenger.post_card(request)
             except CannotPost as error:
-                self._give_up_card(lease, error)
+                self._give_up_card(request.id, error)
                 return
-            with self._store.transaction(lease.request_id) as tx:
+            with self._store.transaction(request.id) as tx:
                 tx.change(card_channel_id=channel_id, card_ts=ts, response_url=None)
             request = replace(request, card_channel_id=channel_id, card_ts=ts)
             self._redraw(request)
         elif request.card_shown_revision < request.revision:
             self._redraw(request)
         if request.state in VERDICT_STATES and request.said_state is not request.state:
-            self._say(lease, request)
+            self._say(request)
 
     def _redraw(self, request: CancelRequest) -> None:
         assert request.card_channel_id is not None
@@ -905,23 +906,23 @@ class CancelWorkflow:
         with suppress(CannotPost):
             self._messenger.redraw_card(request, channel_id=request.card_channel_id, ts=request.card_ts)
 
-    def _give_up_card(self, lease: Lease, error: CannotPost) -> None:
+    def _give_up_card(self, request_id: int, error: CannotPost) -> None:
         """Nobody can see the card, so nobody could approve: a pending request ends here."""
-        with self._store.transaction(lease.request_id) as tx:
+        with self._store.transaction(request_id) as tx:
             request = _locked(tx)
             if request.card_ts is None and request.state is State.PENDING:
                 self._move_to_refused(tx, Reason.CANNOT_POST, cause=error.error)
             elif request.state in VERDICT_STATES:
                 self._record_said(tx, request, error=error.error)
 
-    def _say(self, lease: Lease, request: CancelRequest) -> None:
+    def _say(self, request: CancelRequest) -> None:
         error = None
         ts: str | None = None
         try:
             ts = self._messenger.post_verdict(request)
         except CannotPost as refusal:
             error = refusal.error
-        with self._store.transaction(lease.request_id) as tx:
+        with self._store.transaction(request.id) as tx:
             self._record_said(tx, request, ts=ts, error=error)
 
     @staticmethod

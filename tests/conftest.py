@@ -100,3 +100,12 @@ def database(database_url: str) -> Iterator[Database]:
     migrate(opened)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Iterator[Database]:
+    """A migrated SQLite file, for what does not depend on the kind of database."""
+    opened = Database(f"sqlite:///{tmp_path / 'cancels.db'}")
+    migrate(opened)
+    yield opened
+    opened.close()

@@ -126,15 +126,6 @@ def address(database: Database) -> str:
 
 
 @pytest.fixture
-def sqlite(tmp_path: Path) -> Iterator[Database]:
-    """A migrated database, for what does not depend on its kind."""
-    opened = Database(f"sqlite:///{tmp_path / 'cancels.db'}")
-    migrate(opened)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def store(sqlite: Database) -> SqlStore:
     return SqlStore(sqlite)
 

@@ -33,15 +33,6 @@ SOON_S = 2.0
 
 
 @pytest.fixture
-def sqlite(tmp_path: Path) -> Iterator[Database]:
-    """A migrated SQLite file."""
-    opened = Database(f"sqlite:///{tmp_path / 'cancels.db'}")
-    migrate(opened)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def postgres(postgresql: Postgresql) -> Iterator[Database]:
     """A migrated PostgreSQL database."""
     opened = Database(postgresql.create())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bot.settings import SettingRow, settings_table
+from bot.settings import settings_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -188,21 +188,6 @@ def test_the_example_of_an_env_file_is_what_the_code_says() -> None:
         )
         for row in settings_table()
     ]
-
-
-def shown_default(row: SettingRow) -> str:
-    if row.needed:
-        return "required"
-    return f"`{row.default}`" if row.default else "none"
-
-
-def test_the_readmes_table_of_settings_is_what_the_code_says() -> None:
-    """A wrong default in the README is a wrong belief about who may cancel."""
-    section = read("README.md").partition("\n## Settings\n")[2].partition("\n## ")[0]
-    shown = re.findall(r"^\| `([A-Z_]+)` \| (.+?) \| .+ \|$", section, re.MULTILINE)
-
-    wanted = "\n".join(f"| `{row.variable}` | {shown_default(row)} | {row.meaning} |" for row in settings_table())
-    assert shown == [(row.variable, shown_default(row)) for row in settings_table()], f"wanted:\n{wanted}"
 
 
 def test_the_installation_guide_names_no_setting_that_does_not_exist() -> None:

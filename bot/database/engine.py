@@ -155,7 +155,6 @@ def _sqlite_engine(url: str, *, read_only: bool) -> Engine:
         # pysqlite would begin only before the first INSERT; we begin ourselves, below.
         connection.isolation_level = None
         for pragma in (
-            f"busy_timeout = {STATEMENT_TIMEOUT_MS}",
             "foreign_keys = ON",
             "synchronous = FULL",
             "query_only = ON" if read_only else "journal_mode = WAL",

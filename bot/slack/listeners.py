@@ -106,7 +106,7 @@ class Listeners:
             answer.refusal,
             open_request=card,
             link=link,
-            text=clean(_text(body, "text")),
+            text=_text(body, "text"),
             limit=self.max_open_requests,
         )
 
@@ -127,11 +127,11 @@ class Listeners:
 
 def parse_command(body: Mapping[str, Any]) -> Command:
     """The command of a slash command's payload: https://docs.slack.dev/interactivity/implementing-slash-commands."""
-    order_uuid, reason, fault = parse_text(clean(_text(body, "text")))
+    order_uuid, reason, fault = parse_text(_text(body, "text"))
     team_id = _text(body, "team_id")
     return Command(
         trigger_id=_text(body, "trigger_id"),
-        requester=Actor(id=_text(body, "user_id"), name=clean(_text(body, "user_name")), team_id=team_id),
+        requester=Actor(id=_text(body, "user_id"), name=_text(body, "user_name"), team_id=team_id),
         team_id=team_id,
         channel_id=_text(body, "channel_id"),
         response_url=_text(body, "response_url") or None,
@@ -167,7 +167,7 @@ def parse_click(body: Mapping[str, Any]) -> Click:
         # In a shared channel only the user's own team_id tells that somebody is a guest.
         actor=Actor(
             id=_text(user, "id"),
-            name=clean(_text(user, "username") or _text(user, "name")),
+            name=_text(user, "username") or _text(user, "name"),
             team_id=_text(user, "team_id"),
         ),
         team_id=_text(_object(body, "team"), "id"),
@@ -208,5 +208,6 @@ def _object(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _text(body: Mapping[str, Any], name: str) -> str:
+    """The field, clean; empty where it is no text."""
     value = body.get(name)
     return clean(value) if isinstance(value, str) else ""

@@ -52,6 +52,9 @@ PERMANENT_ERRORS: Final = frozenset(
 https://docs.slack.dev/reference/methods/chat.postMessage
 """
 
+TOKEN_ERRORS: Final = frozenset({"account_inactive", "invalid_auth", "not_authed", "token_expired", "token_revoked"})
+"""What `auth.test` says of a token that is no good: https://docs.slack.dev/reference/methods/auth.test"""
+
 CARD_NAMESPACE: Final = uuid.UUID("7f4c1c0e-3d0b-5f0c-9a51-2f4f6f1f8f5e")
 
 
@@ -75,18 +78,13 @@ class Notifier:
 
     def who_am_i(self) -> Identity:
         """Ask Slack whose token this is. Raises CannotPost (the token is no good), TryLater."""
-        try:
-            answer = self._client.auth_test()
-        except SlackApiError as error:
-            raise _sorted(error, permanent=_TOKEN_ERRORS) from None
-        except (SlackClientError, OSError, ValueError) as error:
-            raise TryLater(type(error).__name__) from None
+        answer = _call(self._client.auth_test, permanent=TOKEN_ERRORS)
         return Identity(team_id=answer["team_id"], team_url=answer["url"], bot_user_id=answer["user_id"])
 
     def post_card(self, request: CancelRequest) -> tuple[str, str]:
         """Post the card where the command was typed; returns its channel and ts. Raises CannotPost, TryLater."""
         card = messages.card(request, notify=self._notify, is_new=True)
-        answer = self._call(
+        answer = _call(
             self._client.chat_postMessage,
             channel=request.channel_id,
             client_msg_id=str(uuid.uuid5(CARD_NAMESPACE, f"{request.team_id}:{request.trigger_id}")),
@@ -97,13 +95,13 @@ class Notifier:
     def redraw_card(self, request: CancelRequest, *, channel_id: str, ts: str) -> None:
         """Raises CannotPost, TryLater."""
         card = messages.card(request, notify=self._notify)
-        self._call(self._client.chat_update, channel=channel_id, ts=ts, **_content(card))
+        _call(self._client.chat_update, channel=channel_id, ts=ts, **_content(card))
 
     def post_verdict(self, request: CancelRequest) -> str:
         """Raises CannotPost, TryLater."""
         verdict = messages.thread_message(request, notify=self._notify)
         assert verdict is not None, f"state {request.state} has no words for the thread"
-        answer = self._call(
+        answer = _call(
             self._client.chat_postMessage,
             channel=request.card_channel_id,
             thread_ts=request.card_ts,
@@ -119,12 +117,12 @@ class Notifier:
             return
         if notice.kind is not NoticeKind.VERDICT:
             try:
-                self._call(self._client.chat_postEphemeral, channel=notice.channel_id, user=notice.user_id, text=text)
+                _call(self._client.chat_postEphemeral, channel=notice.channel_id, user=notice.user_id, text=text)
             except CannotPost as error:
                 log.info("not told in the channel", extra={"error": error.error, "user": notice.user_id})
             else:
                 return
-        self._call(self._client.chat_postMessage, channel=notice.user_id, text=text, unfurl_links=False)
+        _call(self._client.chat_postMessage, channel=notice.user_id, text=text, unfurl_links=False)
 
     def respond(self, response_url: str, text: str) -> bool:
         """Answer privately by Slack's response_url; False if Slack takes it no more. Raises TryLater."""
@@ -152,17 +150,17 @@ class Notifier:
             case _:
                 raise CannotPost("nothing_to_say")
 
-    @staticmethod
-    def _call(method: Callable[..., SlackResponse], **arguments: Any) -> SlackResponse:
-        try:
-            return method(**arguments)
-        except SlackApiError as error:
-            raise _sorted(error, permanent=PERMANENT_ERRORS) from None
-        except (SlackClientError, OSError, ValueError) as error:
-            raise TryLater(type(error).__name__) from None
 
-
-_TOKEN_ERRORS: Final = frozenset({"account_inactive", "invalid_auth", "not_authed", "token_expired", "token_revoked"})
+def _call(
+    method: Callable[..., SlackResponse], *, permanent: frozenset[str] = PERMANENT_ERRORS, **arguments: Any
+) -> SlackResponse:
+    """One call of Slack's Web API. Raises CannotPost for the permanent errors, TryLater for any other."""
+    try:
+        return method(**arguments)
+    except SlackApiError as error:
+        raise _sorted(error, permanent=permanent) from None
+    except (SlackClientError, OSError, ValueError) as error:
+        raise TryLater(type(error).__name__) from None
 
 
 def _content(message: messages.Message) -> dict[str, Any]:

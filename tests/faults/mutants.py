@@ -156,7 +156,7 @@ MUTANTS: Final = (
         name="told before sent",
         file=WORKFLOW,
         right="        try:\n            ts = self._messenger.post_verdict(request)\n",
-        wrong="        with self._store.transaction(lease.request_id) as tx:\n"
+        wrong="        with self._store.transaction(request.id) as tx:\n"
         "            self._record_said(tx, request)\n"
         "        try:\n            ts = self._messenger.post_verdict(request)\n",
         tests="tests/test_workflow.py tests/test_random_histories.py -k 'not postgresql'",
