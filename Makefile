@@ -28,7 +28,7 @@ test: $(VENV) ## Run the tests and measure the branches they take
 	$(BIN)/pytest --cov --cov-report=term --cov-fail-under=95
 
 sim: $(VENV) ## Play WORLDS random histories from SEED on, and judge them
-	@PYTHONPATH=tests $(BIN)/python tests/faults/simulate.py --worlds $(WORLDS) --seed $(SEED)
+	@PYTHONPATH=tests $(BIN)/python -m faults.simulate --worlds $(WORLDS) --seed $(SEED)
 
 mutants: $(VENV) ## Plant bugs, one at a time, and show that the tests notice
 	@$(BIN)/python tests/faults/mutants.py

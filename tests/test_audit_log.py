@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from builders import APPROVER, REQUESTER, SECOND, START, create, create_pending, execute, rows, walk
-from conftest import Postgresql
+from postgresql import Postgresql
 from sqlalchemy import text
 
 from bot.database.audit_log import READ_ROWS, AuditLog, Chain, Filter

@@ -9,7 +9,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from conftest import Postgresql
 from journey import (
     GUEST,
     PAIR_WITHOUT_BOT,
@@ -20,6 +19,7 @@ from journey import (
     recorded_id,
     started,
 )
+from postgresql import Postgresql
 
 from bot.app import EXCHANGE_THREADS
 from bot.playground.demo import BEN, CARA, DANA, DESK, EMIL, free_port, play, press_at_once

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import pytest
 from builders import HOME, HandClock, at_once, click, command, create, create_pending, execute, present, rows, workflow
-from conftest import Postgresql
+from postgresql import Postgresql
 from sqlalchemy import event, insert, text, update
 from sqlalchemy.exc import SQLAlchemyError
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import Postgresql
+from postgresql import Postgresql
 from simulation import World, simulate
 
 from bot.domain.cancel_request import State
