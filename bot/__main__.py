@@ -33,27 +33,17 @@ def main() -> None:
 @main.command()
 def run() -> None:
     """Serve Slack: over Socket Mode where SLACK_APP_TOKEN is set, else over HTTP."""
-    from bot.app import Bot, configure_logging  # noqa: PLC0415 - other commands start without Slack's libraries
-    from bot.database.engine import DatabaseInUse, RunLock, sqlite_path  # noqa: PLC0415
-    from bot.database.migration import check_revision, migrate  # noqa: PLC0415
+    from bot.app import configure_logging  # noqa: PLC0415 - other commands start without Slack's libraries
+    from bot.app import run as run_bot  # noqa: PLC0415
+    from bot.database.engine import DatabaseInUse  # noqa: PLC0415
     from bot.domain.errors import StoreError  # noqa: PLC0415
-    from bot.web.server import serve  # noqa: PLC0415
 
     settings = _settings()
     configure_logging(settings.log_level)
-    url = settings.database_url.get_secret_value()
-    path = sqlite_path(url)
-    lock = RunLock(path) if path is not None else None
     try:
-        if lock is not None:
-            lock.acquire()
-        with _opened(url) as database:
-            if path is not None:
-                migrate(database)
-            check_revision(database)
+        run_bot(settings)
     except (DatabaseInUse, StoreError, OSError) as error:
         _fail(str(error))
-    serve(lambda: Bot(settings), host=settings.host, port=settings.port)
 
 
 @main.command()

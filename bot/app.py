@@ -5,6 +5,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Final
 from wsgiref.types import WSGIApplication
 
@@ -13,8 +14,8 @@ from slack_bolt.adapter.socket_mode import SocketModeHandler
 from slack_bolt.adapter.wsgi import SlackRequestHandler
 from slack_sdk import WebClient
 
-from bot.database.engine import Database
-from bot.database.migration import check_revision
+from bot.database.engine import Database, RunLock, sqlite_path
+from bot.database.migration import check_revision, migrate
 from bot.database.store import SqlStore
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.errors import MessengerError, StoreError, TryLater
@@ -23,6 +24,7 @@ from bot.slack.listeners import Listeners
 from bot.slack.notifier import TIMEOUT_S, Identity, Notifier
 from bot.upbit.client import UpbitClient
 from bot.web.door import SLACK_PATH, Door, Readiness
+from bot.web.server import serve
 from bot.worker import Crew, Job, Worker
 from bot.workflow import CancelWorkflow
 
@@ -43,15 +45,52 @@ SLACK_LANE: Final = "slack"
 NOTICE_LANE: Final = "notice"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Neighbours:
+    """What the bot works with; the bot closes them when it stops."""
+
+    database: Database
+    upbit: UpbitClient
+    notifier: Notifier
+
+
+def build_neighbours(settings: Settings) -> Neighbours:
+    return Neighbours(
+        database=Database(settings.database_url.get_secret_value()),
+        upbit=build_upbit_client(settings),
+        notifier=build_notifier(settings),
+    )
+
+
+def run(settings: Settings, *, build: Callable[[Settings], Neighbours] = build_neighbours) -> None:
+    """Serve until told to stop. A SQLite file is migrated first, and nobody else may be using it.
+
+    Raises DatabaseInUse, StoreError, OSError before anything is served.
+    """
+    url = settings.database_url.get_secret_value()
+    path = sqlite_path(url)
+    lock = RunLock(path) if path is not None else None
+    if lock is not None:
+        lock.acquire()
+    database = Database(url)
+    try:
+        if path is not None:
+            migrate(database)
+        check_revision(database)
+    finally:
+        database.close()
+    serve(lambda: Bot(settings, build(settings)), host=settings.host, port=settings.port)
+
+
 class Bot:
     """The wired bot. Nothing runs before `start`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, neighbours: Neighbours) -> None:
         self._settings = settings
-        self._database = Database(settings.database_url.get_secret_value())
+        self._database = neighbours.database
         self._store = SqlStore(self._database)
-        self._upbit = build_upbit_client(settings)
-        self._notifier = build_notifier(settings)
+        self._upbit = neighbours.upbit
+        self._notifier = neighbours.notifier
         self._workflow = CancelWorkflow(
             store=self._store,
             exchange=self._upbit,

@@ -75,12 +75,16 @@ def playground_settings(slack: SlackWorkspace, exchange: Exchange, *, key: Key, 
 
 
 class BotProcess:
-    """`python -m bot` in a folder of its own, with these settings and nothing else of our environment."""
+    """`python -m bot` in a folder of its own, with these settings and nothing else of our environment.
 
-    def __init__(self, *, folder: Path, settings: Mapping[str, str]) -> None:
+    `module` is another program with the same commands.
+    """
+
+    def __init__(self, *, folder: Path, settings: Mapping[str, str], module: str = "bot") -> None:
         self.port = free_port()
         self.log_path = folder / "bot.log"
         self._folder = folder
+        self._program = (sys.executable, "-m", module)
         self._environment = {
             **{name: text for name, text in os.environ.items() if name in KEPT or name.startswith("COV")},
             "DATABASE_URL": f"sqlite:///{folder / 'cancels.db'}",
@@ -97,7 +101,7 @@ class BotProcess:
         with self.log_path.open("ab") as log:
             # A session of its own, so that its children can be ended with it.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "bot", "run"],
+                [*self._program, "run"],
                 cwd=self._folder,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
@@ -135,7 +139,7 @@ class BotProcess:
     def command(self, *arguments: str, settings: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run another command of the bot with the same settings, or with some of them changed."""
         return subprocess.run(
-            [sys.executable, "-m", "bot", *arguments],
+            [*self._program, *arguments],
             cwd=self._folder,
             env={**self._environment, **(settings or {})},
             stdin=subprocess.DEVNULL,
@@ -167,9 +171,22 @@ class BotProcess:
     def kill(self) -> None:
         """SIGKILL to it and its children; nothing happens where they are gone."""
         if self._process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            self.signal(signal.SIGKILL)
             self._process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to it and its children; nothing happens where they are gone."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the serving process holds in memory; 0 where there is none."""
+        if self._process is None:
+            return 0
+        ids = [self._process.pid, *_children(self._process.pid)]
+        return max(map(_resident_bytes, ids))
 
     def log(self) -> str:
         """What it has printed so far."""
@@ -181,6 +198,18 @@ class BotProcess:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+
+def _children(pid: int) -> list[int]:
+    with suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def _resident_bytes(pid: int) -> int:
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 # --- The play -------------------------------------------------------------------------------------------------------
