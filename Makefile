@@ -3,6 +3,7 @@
 PYTHON ?= python3
 WORLDS ?= 1000
 SEED ?= 0
+DATABASE ?= sqlite
 UV := .tools/bin/uv
 BIN := .venv/bin
 # The second stamp is written last, so an interrupted setup is taken up again.
@@ -28,7 +29,7 @@ test: $(VENV) ## Run the tests and measure the branches they take
 	$(BIN)/pytest --cov --cov-report=term --cov-fail-under=95
 
 sim: $(VENV) ## Play WORLDS random histories from SEED on, and judge them
-	@PYTHONPATH=tests $(BIN)/python -m faults.simulate --worlds $(WORLDS) --seed $(SEED)
+	@PYTHONPATH=tests $(BIN)/python -m faults.simulate --worlds $(WORLDS) --seed $(SEED) --database $(DATABASE)
 
 mutants: $(VENV) ## Plant bugs, one at a time, and show that the tests notice
 	@$(BIN)/python tests/faults/mutants.py

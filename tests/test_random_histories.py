@@ -8,7 +8,7 @@ from simulation import World, simulate
 
 from bot.domain.cancel_request import State
 
-WORLDS_ON_SQLITE = 24
+WORLDS_ON_SQLITE = 44
 WORLDS_ON_POSTGRESQL = 6
 
 

@@ -53,8 +53,8 @@ class _Judgement:
             self._decisions = Counter(connection.execute(select(decisions.c.request_id)).scalars())
         self._audit = AuditLog(here.database)
         self._story: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        event: dict[str, Any]
-        for event in map(dict, self._audit.list(Filter(), limit=MAX_EVENTS, newest_first=False)):
+        events: list[Any] = [*self._audit.list(Filter(), limit=MAX_EVENTS, newest_first=False)]
+        for event in events:
             if event["request_id"] is not None:
                 self._story[event["request_id"]].append(event)
         self._announced: dict[str, set[str]] = defaultdict(set)
