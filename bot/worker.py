@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 INTERVAL_S: Final = 1.0
 MAX_QUEUED: Final = 1000
 """Jobs waiting in one lane; what does not fit is found again by the loop."""
+MAX_SHARE_OF_ASKING: Final = 0.2
+"""Of the loop's time, what asking the database may take, however often it is nudged."""
 STALE_AFTER_S: Final = 10.0
 """A loop that has not come round for so long is not alive."""
 
@@ -115,7 +117,7 @@ class Worker:
 
     def _loop(self) -> None:
         while not self._stopping:
-            self._came_round_at = self._monotonic()
+            self._came_round_at = began_at = self._monotonic()
             try:
                 due = list(self._find_due(MAX_QUEUED))
             except StoreError as error:
@@ -124,21 +126,27 @@ class Worker:
             except Exception:
                 log.exception("finding what is due failed")
                 due = []
+            asked_s = self._monotonic() - began_at
             with self._changed:
                 for job in due:
                     self._enqueue(job)
-                self._wait()
+                self._wait(rest_s=min(INTERVAL_S, asked_s * (1 / MAX_SHARE_OF_ASKING - 1)))
 
-    def _wait(self) -> None:
-        """Until the next round: a nudge, or the interval is over. Timers that ring in between are served."""
-        round_ends_at = self._monotonic() + INTERVAL_S
-        while not (self._stopping or self._nudged):
+    def _wait(self, *, rest_s: float) -> None:
+        """Until the next round: a nudge, or the interval is over. Timers that ring in between are served.
+
+        A nudge ends it after `rest_s` at the earliest.
+        """
+        now = self._monotonic()
+        rest_ends_at, round_ends_at = now + rest_s, now + INTERVAL_S
+        while not self._stopping:
             now = self._monotonic()
             while self._timers and self._timers[0][0] <= now:
                 self._enqueue(heapq.heappop(self._timers)[1])
-            next_at = min(round_ends_at, self._timers[0][0] if self._timers else round_ends_at)
-            if now >= round_ends_at:
-                return
+            ends_at = rest_ends_at if self._nudged else round_ends_at
+            if now >= ends_at:
+                break
+            next_at = min(ends_at, self._timers[0][0] if self._timers else ends_at)
             self._changed.wait(max(0.0, next_at - now))
         self._nudged = False
 

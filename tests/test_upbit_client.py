@@ -287,7 +287,8 @@ def test_nothing_but_get_and_delete_of_the_order_ever_leaves(exchange: Exchange,
         cancel(client, uuid)
         client.get_order(uuid)
     assert {(seen.method, seen.path) for seen in exchange.requests} == {("GET", "/v1/order"), ("DELETE", "/v1/order")}
-    assert {name for name in dir(UpbitClient) if not name.startswith("_")} == {"get_order", "cancel_order", "close"}
+    verbs = {name for name in dir(UpbitClient) if not name.startswith("_")}
+    assert verbs == {"get_order", "cancel_order", "hold_s", "close"}
 
 
 def test_the_environment_changes_nothing(
@@ -1111,11 +1112,11 @@ def test_a_shorter_hold_does_not_end_a_longer_one() -> None:
     brake.hold("banned", for_s=90)
     brake.hold("banned", for_s=60)
     brake.hold("rate_limited", for_s=100)
-    assert brake.held() == ("banned", 90)
+    assert brake.held("DELETE") == ("banned", 90)
     clock.now_s += 90
-    assert brake.held() == ("rate_limited", 10)
+    assert brake.held("DELETE") == ("rate_limited", 10)
     clock.now_s += 10
-    assert brake.held() is None
+    assert brake.held("DELETE") is None
 
 
 @pytest.mark.parametrize(("status", "name"), [("418 Banned", "banned"), ("429 Too Many", "too_many_requests")])
@@ -1130,27 +1131,31 @@ def test_a_ban_counts_even_where_its_message_is_lost(status: str, name: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("header", "goes_on"),
+    ("header", "looks_go_on", "cancels_go_on"),
     [
-        ("group=default; min=1800; sec=0", False),
-        ("group=default; min=0; sec=29", True),
-        ("group=default; min=1800; sec=09", True),
-        ("nonsense", True),
-        ("", True),
+        ("group=default; min=1800; sec=0", False, False),
+        ("group=default; min=1800; sec=000", False, False),
+        ("group=default; min=1800; sec=1", False, True),
+        ("group=default; min=1800; sec=09", False, True),
+        ("group=default; min=1800; sec=10", True, True),
+        ("group=default; min=0; sec=29", True, True),
+        ("group=default; min=1800; sec=99999999999", True, True),
+        ("nonsense", True, True),
+        ("", True, True),
     ],
 )
-def test_with_nothing_left_in_this_second_the_next_call_waits(header: str, *, goes_on: bool) -> None:
-    """`sec=0` says that the next request in this second is one too many."""
+def test_what_is_left_of_this_second_belongs_to_cancels(header: str, *, looks_go_on: bool, cancels_go_on: bool) -> None:
+    """Hundreds of looks at once must not keep a cancel waiting; and with nothing left, nobody goes on."""
     clock = Clock()
-    answers = [http(headers=f"Remaining-Req: {header}\r\n")] * 2
+    answers = [http(headers=f"Remaining-Req: {header}\r\n")] * 4
     with RawServer(answering(*answers)) as server, client_of(server.url, monotonic=clock) as client:
         look = client.get_order(UUID)
         assert isinstance(look, Found)
         assert look.call.remaining_req == header
-        assert isinstance(client.get_order(UUID), Found if goes_on else NotSent)
+        assert isinstance(client.get_order(UUID), Found if looks_go_on else NotSent)
+        assert isinstance(cancel(client, UUID), Accepted if cancels_go_on else NotSent)
         clock.now_s += 1
-        if not goes_on:
-            assert isinstance(client.get_order(UUID), Found)
+        assert isinstance(client.get_order(UUID), Found)
 
 
 def test_a_hundred_looks_stay_within_the_limit() -> None:

@@ -166,6 +166,28 @@ def test_a_nudge_without_a_job_asks_the_database(works: Works) -> None:
     steps.wait_for(1)
 
 
+def test_asking_takes_a_small_part_of_the_time_however_many_nudge(works: Works) -> None:
+    """With hundreds of requests due, asking after each step would cost more than the steps."""
+    clock = Clock()
+
+    def ask() -> list[Job]:
+        clock.now += 0.1
+        return []
+
+    steps, due = Steps(), Due(ask)
+    worker = works.start(steps, due=due, clock=clock)
+    due.wait_for_rounds(1 - due.rounds)
+
+    for job_id in range(100):
+        worker.nudge(Job(FAST, job_id))
+        steps.wait_for(job_id)
+    assert due.rounds == 1
+    clock.now += 0.5
+    worker.nudge()
+
+    due.wait_for_rounds(1)
+
+
 def test_what_a_step_made_due_elsewhere_is_found_at_once(works: Works) -> None:
     """The cancel's lane changes the row, and the card is redrawn by another lane that nobody nudges."""
     clock, changed = Clock(), threading.Event()

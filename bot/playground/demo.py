@@ -181,12 +181,22 @@ class BotProcess:
                 os.killpg(self._process.pid, number)
 
     @property
-    def memory_bytes(self) -> int:
-        """What the serving process holds in memory; 0 where there is none."""
+    def serving_pid(self) -> int | None:
+        """The process that serves, a child of the one that was started; None where it is not there yet."""
         if self._process is None:
-            return 0
-        ids = [self._process.pid, *_children(self._process.pid)]
-        return max(map(_resident_bytes, ids))
+            return None
+        with suppress(OSError):
+            children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+            return int(children[0]) if children else None
+        return None
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the process that serves holds in memory; 0 where there is none."""
+        with suppress(OSError):
+            resident_pages = Path(f"/proc/{self.serving_pid}/statm").read_text().split()[1]
+            return int(resident_pages) * os.sysconf("SC_PAGE_SIZE")
+        return 0
 
     def log(self) -> str:
         """What it has printed so far."""
@@ -198,18 +208,6 @@ class BotProcess:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-
-
-def _children(pid: int) -> list[int]:
-    with suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
-
-
-def _resident_bytes(pid: int) -> int:
-    with suppress(OSError):
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0
 
 
 # --- The play -------------------------------------------------------------------------------------------------------

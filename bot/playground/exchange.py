@@ -21,7 +21,7 @@ import ssl
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -255,6 +255,7 @@ class Exchange:
         self._keys = {key.access_key: key for key in keys}
         self._orders: dict[str, _Order] = {}
         self._deletes: deque[Delete] = deque(maxlen=MAX_LOGGED_REQUESTS)
+        self._statuses: Counter[int | None] = Counter()
         self._moods: dict[str, _ActiveMood] = {}
         self._stopping = False
         self._nonces: set[str] = set()
@@ -399,6 +400,11 @@ class Exchange:
         with self._changed:
             return [each for each in self._deletes if uuid is None or each.uuid == uuid]
 
+    def statuses(self) -> Counter[int | None]:
+        """How often each HTTP status was answered; None stands for connections closed without an answer."""
+        with self._changed:
+            return self._statuses.copy()
+
     def wait_for(self, predicate: Callable[[Self], object], *, timeout_s: float) -> bool:
         """Whether the predicate came true within so many seconds of real time."""
         ends_at = time.monotonic() + timeout_s
@@ -427,6 +433,7 @@ class Exchange:
         with self._changed:
             if request.method == "DELETE":
                 self._deletes.append(_delete(request, reply, answered))
+            self._statuses[None if answered is None else answered.status] += 1
             self._changed.notify_all()
         if active and active.mood is Mood.HANG:
             active.over.wait()

@@ -56,6 +56,8 @@ MAX_INT_DIGITS: Final = 30
 
 NEXT_SECOND_S: Final = 1.0
 """The limits count per second of Upbit's clock, which is not ours: after a whole second it surely is the next one."""
+RESERVED_FOR_CANCELS: Final = 10
+"""Of the calls that Upbit allows in a second, those that looks leave over: many looks must not delay a cancel."""
 MAX_RATE_LIMIT_S: Final = 60.0
 DEFAULT_BAN_S: Final = 60.0
 MAX_BAN_S: Final = 86_400.0
@@ -480,23 +482,29 @@ def _pool(server: SplitResult, *, ca_bundle: str | None, max_connections: int) -
 # When not to send ---------------------------------------------------------------------------------------------------
 
 
+Cause = Literal["banned", "rate_limited", "reserved"]
+
+
 class _Brake:
-    """Holds calls back while Upbit limits or bans; shared by all threads."""
+    """Holds calls back while Upbit limits or bans, and looks also where little is left; shared by all threads."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._lock = threading.Lock()
-        self._until = {"banned": float("-inf"), "rate_limited": float("-inf")}
+        self._until: dict[Cause, float] = dict.fromkeys(("banned", "rate_limited", "reserved"), float("-inf"))
 
-    def hold(self, cause: Literal["banned", "rate_limited"], *, for_s: float) -> None:
+    def hold(self, cause: Cause, *, for_s: float) -> None:
         with self._lock:
             self._until[cause] = max(self._until[cause], self._monotonic() + for_s)
 
-    def held(self) -> tuple[str, float] | None:
-        """The cause and how long it lasts, in seconds; None where calls may go."""
+    def held(self, method: Literal["GET", "DELETE"]) -> tuple[Cause, float] | None:
+        """The cause and how long it lasts, in seconds; None where such a call may go."""
         with self._lock:
             now = self._monotonic()
-            return next(((cause, until - now) for cause, until in self._until.items() if until > now), None)
+            for cause, until in self._until.items():
+                if until > now and (cause != "reserved" or method == "GET"):
+                    return cause, until - now
+            return None
 
 
 # The client ---------------------------------------------------------------------------------------------------------
@@ -581,6 +589,11 @@ class UpbitClient:
         answer = self._call("DELETE", uuid, nonce=nonce)
         return Accepted(order=answer.order, call=answer.call) if isinstance(answer, Found) else answer
 
+    def hold_s(self, method: Literal["GET", "DELETE"]) -> float:
+        """For how many seconds such a call would not be sent; 0 where it would."""
+        held = self._brake.held(method)
+        return held[1] if held else 0.0
+
     def close(self) -> None:
         """Wait for the calls under way (no longer than the deadline), then close every connection.
 
@@ -592,7 +605,7 @@ class UpbitClient:
     def _call(self, method: Literal["GET", "DELETE"], uuid: str, *, nonce: str) -> LookAnswer:
         query = order_query(uuid)
         call = Call(method=method, path=ORDER_PATH, nonce=nonce, query_hash=query_hash(query))
-        if held := self._brake.held():
+        if held := self._brake.held(method):
             return NotSent(cause=held[0], call=call, retry_after_s=held[1])
 
         attempt = _Attempt(deadline_s=self._deadline_s, resolve=self._resolve)
@@ -685,8 +698,10 @@ class UpbitClient:
             self._brake.hold("banned", for_s=outcome.retry_after_s or DEFAULT_BAN_S)
         elif call.status == TOO_MANY_REQUESTS and isinstance(outcome, Refusal):
             self._brake.hold("rate_limited", for_s=outcome.retry_after_s or NEXT_SECOND_S)
-        elif re.search(r"\bsec=0+(?![0-9])", call.remaining_req or ""):
-            self._brake.hold("rate_limited", for_s=NEXT_SECOND_S)
+        elif told := re.search(r"\bsec=(\d{1,6})(?!\d)", call.remaining_req or "", re.ASCII):
+            left = int(told[1])
+            if left < RESERVED_FOR_CANCELS:
+                self._brake.hold("reserved" if left else "rate_limited", for_s=NEXT_SECOND_S)
 
 
 def _outcome(reply: _Reply, *, failure: str | None, uuid: str) -> Order | Refusal | Doubt:

@@ -6,7 +6,8 @@ parent, kills itself. FAULTS in the environment says what is to happen, as JSON:
     {"crash_at": "after commit cancel.sent", "on_visit": 2, "clock_file": "/…/clock"}
 
 The clock file holds by how many seconds this machine's clock is wrong, and how many times too fast it goes from then
-on; whoever writes it changes the clock of the running process. PostgreSQL's clock is its own machine's.
+on; whoever writes it changes the clock of the running process. PostgreSQL's clock is its own machine's, so that only
+the process and SQLite are wrong, unless `"clock_of": "database"` makes just the database's clock wrong, of either kind.
 """
 
 import json
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 from sqlalchemy import Connection, event
 
@@ -59,6 +60,7 @@ class Faults:
     crash_at: str | None = None
     on_visit: int = 1
     clock_file: str | None = None
+    clock_of: Literal["machine", "database"] = "machine"
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -108,11 +110,11 @@ def set_clock(path: Path, *, offset_s: float = 0.0, rate: float = 1.0) -> None:
 
 
 class FaultyDatabase(Database):
-    """Commits with a point before and after each; on SQLite the time is this machine's wrong one."""
+    """Commits with a point before and after each, and perhaps a clock that is wrong."""
 
     def __init__(self, url: str, *, faults: Faults, clock: WrongClock | None) -> None:
         super().__init__(url)
-        if self.is_sqlite and clock is not None:
+        if clock is not None and (self.is_sqlite or faults.clock_of == "database"):
             self._clock = lambda _connection: datetime.fromtimestamp(clock.time(), UTC)
         self._faults = faults
         self._writing_now = threading.local()
@@ -189,7 +191,7 @@ def main() -> None:
         sys.exit("this program only runs")
     faults = Faults.from_environment()
     clock = WrongClock(Path(faults.clock_file)) if faults.clock_file else None
-    if clock is not None:
+    if clock is not None and faults.clock_of == "machine":
         time.time = clock.time
     settings = load_settings(os.environ, None)
     configure_logging(settings.log_level)

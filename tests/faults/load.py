@@ -1,0 +1,233 @@
+"""Load: an hour of a busy desk in five minutes, and a start with 10,000 open requests.
+
+**The desk.** The database's clock goes twelve times as fast; every quarter of a second somebody asks, and what is asked
+for is approved, denied, filled meanwhile or left to expire. Everything must end as it should, each expiry in its time,
+and neither the memory nor the open files nor the threads may grow.
+
+**The start.** 10,000 requests are open, hundreds of them due at once: to be read, to be sent, to be looked at. The bot
+must be ready within 5 s and stay below 200 MiB, no call may be banned by the exchange, and cancels that are approved
+are not kept waiting by the rest.
+"""
+
+import json
+import random
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import insert, select
+
+from bot.database.schema import cancel_requests
+from bot.domain.cancel_request import State
+from bot.playground.demo import DESK, BotProcess
+from bot.playground.exchange import Delete, Exchange
+from faults.faulty_bot import set_clock
+from faults.figures import Figures, Ground
+from faults.judge import judge
+from faults.stand import APPROVERS, REQUESTERS, Stand, stand
+
+MIB: Final = 2**20
+DESK_S: Final = 300.0
+"""Real seconds at scale 1: an hour of the database's."""
+CLOCK_RATE: Final = 12.0
+ASKED_EVERY_S: Final = 0.25
+TTL_MINUTES: Final = 10
+"""At scale 1."""
+FATES: Final = ("approve",) * 7 + ("deny", "expire", "fill")
+WARM_AFTER: Final = 0.3
+"""Part of the time after which memory, files and threads are what they should stay."""
+MAX_GROWTH_BYTES: Final = 30 * MIB
+MAX_MORE_HANDLES: Final = 12
+LATE_EXPIRY: Final = timedelta(seconds=3 * CLOCK_RATE)
+
+OPEN_AT_START: Final = 10_000
+READY_WITHIN_S: Final = 5.0
+MAX_MEMORY_BYTES: Final = 200 * MIB
+UPBIT_REQUESTS_PER_S: Final = 30
+MAX_REFUSED_BY_RATE: Final = 0.1
+"""Part of the calls that the exchange may answer with 429."""
+
+
+def run(ground: Ground) -> Figures:
+    figures = Figures(experiment="load", database=ground.kind)
+    desk = _an_hour_at_the_desk(ground, figures)
+    start = _a_start_with_much_to_do(ground, figures)
+    figures.note = f"{desk}; {start}"
+    return figures
+
+
+# --- The desk -------------------------------------------------------------------------------------------------------
+
+
+def _an_hour_at_the_desk(ground: Ground, figures: Figures) -> str:
+    clock_file = ground.folder / "clock"
+    set_clock(clock_file, rate=CLOCK_RATE)
+    faults = json.dumps({"clock_file": str(clock_file), "clock_of": "database"})
+    ttl_minutes = ground.some(TTL_MINUTES, at_least=2)
+    with stand(ground, settings={"APPROVAL_TTL_MINUTES": str(ttl_minutes)}, faults={0: faults}) as here:
+        desk = _Desk(here, random.Random(ground.seed))
+        lasts_s = max(DESK_S * ground.scale, 5.0)
+        desk.work(lasts_s=lasts_s * WARM_AFTER)
+        warm = _Handles.of(here.bots[0])
+        desk.work(lasts_s=lasts_s * (1 - WARM_AFTER))
+        cold = _Handles.of(here.bots[0])
+        figures.expect(
+            here.drain(timeout_s=ttl_minutes * 60 / CLOCK_RATE + 60), f"the desk never came to rest\n{here.log_tail()}"
+        )
+        judge(here, figures)
+        figures.faults.update(desk.done)
+        _expect_expiries_in_time(here, figures)
+        figures.expect(not here.complaints(), f"the bot complains: {here.complaints()[:3]}")
+        figures.expect(
+            cold.memory_bytes - warm.memory_bytes < MAX_GROWTH_BYTES,
+            f"memory grew from {warm.memory_bytes / MIB:.0f} to {cold.memory_bytes / MIB:.0f} MiB",
+        )
+        figures.expect(
+            cold.files - warm.files < MAX_MORE_HANDLES and cold.threads - warm.threads < MAX_MORE_HANDLES,
+            f"open files grew from {warm.files} to {cold.files}, threads from {warm.threads} to {cold.threads}",
+        )
+        return f"desk: {len(here.asked)} asked, memory {warm.memory_bytes / MIB:.0f}→{cold.memory_bytes / MIB:.0f} MiB"
+
+
+@dataclass(kw_only=True, slots=True)
+class _Handles:
+    """What a process holds."""
+
+    memory_bytes: int
+    files: int
+    threads: int
+
+    @classmethod
+    def of(cls, bot: BotProcess) -> "_Handles":
+        process = Path(f"/proc/{bot.serving_pid}")
+        return cls(
+            memory_bytes=bot.memory_bytes,
+            files=sum(1 for _ in (process / "fd").iterdir()),
+            threads=sum(1 for _ in (process / "task").iterdir()),
+        )
+
+
+@dataclass(slots=True)
+class _Desk:
+    """People who ask, and people who decide as fate has it."""
+
+    here: Stand
+    rng: random.Random
+    fates: dict[int, str] = field(default_factory=dict)
+    done: Counter[str] = field(default_factory=Counter)
+
+    def work(self, *, lasts_s: float) -> None:
+        pause = threading.Event()
+        for tick in range(round(lasts_s / ASKED_EVERY_S)):
+            began_at = time.monotonic()
+            self._ask(tick)
+            self._decide()
+            pause.wait(max(0.0, ASKED_EVERY_S - (time.monotonic() - began_at)))
+
+    def _ask(self, tick: int) -> None:
+        asked = self.here.ask(self.here.exchange.place(), self.rng.choice(REQUESTERS), reason=f"reason {tick}")
+        assert asked is not None, self.here.log_tail()
+        self.fates[asked.id] = self.rng.choice(FATES)
+
+    def _decide(self) -> None:
+        for request_id in self.here.ids_in(State.PENDING):
+            fate = self.fates.get(request_id)
+            if fate in {None, "expire"} or self.here.card_of(request_id) is None:
+                continue
+            if fate == "fill":
+                self.here.exchange.fill(self.here.asked[request_id].uuid)
+            action_id = "deny" if fate == "deny" else "approve"
+            if self.here.press(request_id, self.rng.choice(APPROVERS), action_id):
+                del self.fates[request_id]
+                self.done["filled meanwhile"] += fate == "fill"
+
+
+def _expect_expiries_in_time(here: Stand, figures: Figures) -> None:
+    table = cancel_requests.c
+    with here.database.read() as connection:
+        rows = connection.execute(
+            select(table.id, table.expires_at, table.ended_at).where(table.state == State.EXPIRED.value)
+        ).all()
+    figures.expect(rows, "nothing expired")
+    for row in rows:
+        late = row.ended_at - row.expires_at
+        figures.expect(timedelta(0) <= late <= LATE_EXPIRY, f"request {row.id} expired {late} after its time")
+
+
+# --- The start ------------------------------------------------------------------------------------------------------
+
+
+def _a_start_with_much_to_do(ground: Ground, figures: Figures) -> str:
+    count = ground.some(OPEN_AT_START, at_least=300)
+    to_read, to_send = count // 25, count // 50
+    with stand(ground, requests_per_s=UPBIT_REQUESTS_PER_S) as here:
+        here.kill()
+        _fill_with_open_requests(here, count=count, to_read=to_read, to_send=to_send)
+        began_at = time.monotonic()
+        here.restart()
+        ready_s = time.monotonic() - began_at
+        figures.expect(ready_s < READY_WITHIN_S, f"ready after {ready_s:.1f} s with {count} open requests")
+        sent = here.exchange.wait_for(lambda exchange: len(_effective(exchange)) >= to_send, timeout_s=120)
+        sent_s = time.monotonic() - began_at
+        figures.expect(sent, f"only {len(_effective(here.exchange))} of {to_send} approved cancels left in 120 s")
+        due = (State.REQUESTED, State.APPROVED, State.SENDING, State.ACCEPTED)
+        came_round = here.until(lambda: not here.ids_in(*due), timeout_s=120)
+        figures.expect(came_round, f"{len(here.ids_in(*due))} requests are still waiting for the exchange")
+        memory_bytes = here.bots[0].memory_bytes
+        figures.expect(memory_bytes < MAX_MEMORY_BYTES, f"{memory_bytes / MIB:.0f} MiB with {count} open requests")
+        figures.requests += count
+        canceled = len(here.ids_in(State.CANCELED))
+        figures.expect(canceled == to_send, f"{canceled} of {to_send} approved cancels are canceled")
+        figures.expect(len(_effective(here.exchange)) == to_send, "more cancels took effect than were approved")
+        _expect_restraint(here, figures)
+        return f"start: ready {ready_s:.1f} s, {to_send} sent in {sent_s:.0f} s, {memory_bytes / MIB:.0f} MiB"
+
+
+def _effective(exchange: Exchange) -> list[Delete]:
+    return [each for each in exchange.deletes() if each.effective]
+
+
+def _expect_restraint(here: Stand, figures: Figures) -> None:
+    """The exchange bans who goes on asking after it has said that it is too much."""
+    answers = here.exchange.statuses()
+    figures.faults["refused by the rate limit"] += answers[429]
+    figures.expect(not answers[418], f"the exchange banned the bot: {dict(answers)}")
+    figures.expect(
+        answers[429] <= MAX_REFUSED_BY_RATE * answers.total(), f"too many calls for the rate limit: {dict(answers)}"
+    )
+
+
+def _fill_with_open_requests(here: Stand, *, count: int, to_read: int, to_send: int) -> None:
+    """Rows as the bot would have left them; most wait for a decision, the rest is due now."""
+    with here.database.write() as connection:
+        now = here.database.now(connection)
+        rows: list[dict[str, Any]] = []
+        for number in range(count):
+            is_due = number < to_read + to_send
+            order_uuid = here.exchange.place() if is_due else str(UUID(int=number, version=4))
+            state = State.REQUESTED if number < to_read else State.APPROVED if is_due else State.PENDING
+            rows.append(
+                {
+                    "order_uuid": order_uuid,
+                    "state": state.value,
+                    "requester_id": REQUESTERS[0].id,
+                    "requester_name": REQUESTERS[0].name,
+                    "reason": "",
+                    "team_id": here.slack.installation.team_id,
+                    "channel_id": DESK,
+                    "trigger_id": f"trigger-{number}",
+                    "created_at": now,
+                    "opened_at": now,
+                    "expires_at": now + timedelta(hours=1),
+                    "approved_at": now if state is State.APPROVED else None,
+                    "send_before": now + timedelta(minutes=10) if state is State.APPROVED else None,
+                    "next_attempt_at": now if is_due else now + timedelta(hours=1),
+                    "approvers": ",".join(person.id for person in APPROVERS),
+                }
+            )
+        connection.execute(insert(cancel_requests), rows)
