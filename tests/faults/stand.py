@@ -39,6 +39,8 @@ GUS: Final = Person("U0GUS", "gus")
 REQUESTERS: Final = (DANA, CARA)
 APPROVERS: Final = (BEN, EMIL, FAYE, GUS)
 
+TESTS: Final = Path(__file__).parents[1]
+
 CANCEL_DELAY_S: Final = 0.05
 LOOK_AGAIN_AFTER_S: Final = 0.05
 LOG_TAIL_LINES: Final = 15
@@ -255,7 +257,7 @@ def stand(
             "MAX_OPEN_REQUESTS_PER_PERSON": "1000",
             "DATABASE_URL": url,
             "LOG_LEVEL": "INFO",
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PYTHONPATH": f"{TESTS}:{TESTS.parent}",
         }
         if network is not None:
             network.upstreams = [("127.0.0.1", _port_of(exchange.url))]
