@@ -4,6 +4,7 @@ import json
 import os
 import pwd
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -303,7 +304,7 @@ def _login() -> str:
 def _print_events(events: list[dict[str, Any]], form: str) -> None:
     if form == "json":
         for event in events:
-            sys.stdout.write(json.dumps(event, ensure_ascii=False) + "\n")
+            sys.stdout.write(_visible(json.dumps(event, ensure_ascii=False)) + "\n")
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("seq", "occurred_at", "action", "outcome", "actor", "request", "order", "details"):
@@ -314,14 +315,23 @@ def _print_events(events: list[dict[str, Any]], form: str) -> None:
             event["occurred_at"],
             event["action"],
             event["outcome"],
-            _actor(event),
+            _visible(_actor(event)),
             "" if event["request_id"] is None else f"#{event['request_id']}",
             event["order_uuid"] or "",
-            _in_brief(event["details"]),
+            _visible(_in_brief(event["details"])),
         )
     if not out.is_terminal:
         out.width = PIPED_WIDTH
     out.print(table)
+
+
+_INVISIBLE: Final = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
+"""Unicode's categories of what a terminal obeys instead of showing it, and of what turns the line around."""
+
+
+def _visible(text: str) -> str:
+    """Text that others chose, as a terminal may have it: control characters in JSON's notation."""
+    return "".join(json.dumps(char)[1:-1] if unicodedata.category(char) in _INVISIBLE else char for char in text)
 
 
 def _actor(event: dict[str, Any]) -> str:

@@ -174,7 +174,7 @@ class Bot:
         return True
 
     def _find_due(self, limit: int) -> Iterable[Job]:
-        due = self._store.due(limit=limit)
+        due = self._store.due(limit=limit, looks=self._workflow.may_look())
         yield from (Job(EXCHANGE_LANE, request_id) for request_id in due.exchange)
         yield from (Job(SLACK_LANE, request_id) for request_id in due.slack)
         yield from (Job(NOTICE_LANE, notice_id) for notice_id in due.notices)
@@ -251,7 +251,7 @@ def build_notifier(settings: Settings) -> Notifier:
 LEAST_LEVELS: Final = {
     "slack_bolt": logging.ERROR,
     "slack_sdk": logging.WARNING,
-    "urllib3": logging.WARNING,
+    "urllib3": logging.ERROR,
     "requests": logging.WARNING,
     "websockets": logging.WARNING,
     "sqlalchemy": logging.WARNING,

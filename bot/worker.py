@@ -10,6 +10,7 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -61,6 +62,7 @@ class Worker:
         self._nudged = False
         self._stopping = False
         self._came_round_at = monotonic()
+        self._put_off: Counter[str] = Counter()
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -127,10 +129,18 @@ class Worker:
                 log.exception("finding what is due failed")
                 due = []
             asked_s = self._monotonic() - began_at
+            self._tell_what_was_put_off()
             with self._changed:
                 for job in due:
                     self._enqueue(job)
                 self._wait(rest_s=min(INTERVAL_S, asked_s * (1 / MAX_SHARE_OF_ASKING - 1)))
+
+    def _tell_what_was_put_off(self) -> None:
+        """One line for each cause and round, however many jobs there are: the log must not fill the disk as well."""
+        with self._changed:
+            put_off, self._put_off = self._put_off, Counter()
+        for cause, jobs in put_off.items():
+            log.warning("put off: %s", cause, extra={"jobs": jobs})
 
     def _wait(self, *, rest_s: float) -> None:
         """Until the next round: a nudge, or the interval is over. Timers that ring in between are served.
@@ -163,8 +173,8 @@ class Worker:
         try:
             due_in_s = self._run[job.lane](job.id)
         except StoreError as error:
-            log.warning("put off: %s", error, extra={"lane": job.lane, "job": job.id})
             with self._changed:
+                self._put_off[str(error)] += 1
                 self._ring_in(INTERVAL_S, job)  # the workflow may still hold its lease, which hides it from the loop
         except Exception:
             log.exception("failed", extra={"lane": job.lane, "job": job.id})

@@ -16,12 +16,20 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final, Protocol, TypeVar, assert_never
+from typing import Any, Final, Literal, Protocol, TypeVar, assert_never
 
 from bot.domain.answer import Accepted, Call, CancelAnswer, Found, LookAnswer, NotSent, Refused, Unknown
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import SYSTEM, Action, Actor, Json, Outcome, Reason
-from bot.domain.cancel_request import VERDICT_STATES, CancelRequest, DecisionKind, State, Verdict, refusal_of
+from bot.domain.cancel_request import (
+    ENDED_STATES,
+    VERDICT_STATES,
+    CancelRequest,
+    DecisionKind,
+    State,
+    Verdict,
+    refusal_of,
+)
 from bot.domain.errors import CannotPost, CommitInDoubt, NothingDone, Overtaken, StoreError, TryLater
 from bot.domain.order import Order
 
@@ -41,6 +49,9 @@ UNREACHABLE_AFTER: Final = timedelta(seconds=60)
 
 SEND_GAPS_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
 SEND_GAP_S: Final = 15.0
+SHORT_HOLD_S: Final = 1.0
+"""What a rate limit holds back for no longer than this is not even taken up meanwhile."""
+
 MAX_SENDS: Final = 3
 """DELETEs of one request whose answers were lost."""
 SEND_GRACE_S: Final = 5.0
@@ -52,6 +63,10 @@ LOST_ANSWER_SETTLES_AFTER: Final = timedelta(seconds=6)
 """A DELETE whose answer was lost is taken for undone if the order is still open so long after it."""
 UNRESOLVED_AFTER: Final = timedelta(seconds=30)
 FAILED_AFTER: Final = timedelta(minutes=10)
+DOUBT_SETTLES_AFTER_LOOKS: Final = 3
+UNRESOLVED_AFTER_LOOKS: Final = 10
+FAILED_AFTER_LOOKS: Final = 3
+"""Looks that such a conclusion takes beside the time, as a clock can be set: forward, and back."""
 
 SLACK_GAPS_S: Final = (1.0, 2.0, 5.0, 10.0, 20.0)
 SLACK_GAP_S: Final = 60.0
@@ -168,6 +183,10 @@ class Exchange(Protocol):
         """Send one DELETE, once."""
         ...
 
+    def hold_s(self, method: Literal["GET", "DELETE"]) -> float:
+        """For how many seconds such a call would not be sent, as Upbit limits or bans us; 0 where it would."""
+        ...
+
 
 class Messenger(Protocol):
     """What the workflow needs of Slack. Every verb raises CannotPost or TryLater."""
@@ -267,7 +286,7 @@ class Store(Protocol):
     ) -> AbstractContextManager[Transaction]:
         """Lock the request (if any), then the audit's head, then ask the time.
 
-        With a lease, a change of the row raises Overtaken once somebody else has taken the lane.
+        With a lease of the exchange lane it raises Overtaken at once if somebody else has taken the lane since.
         """
         ...
 
@@ -478,7 +497,21 @@ class CancelWorkflow:
 
         A lane that somebody else holds is left to them.
         """
-        return self._under_lease(request_id, Lane.EXCHANGE, self._take_steps)
+        return self._hold_of(request_id) or self._under_lease(request_id, Lane.EXCHANGE, self._take_steps)
+
+    def may_look(self) -> bool:
+        """False for the rest of a second whose looks are used up. A longer hold is none: time-outs go on in a ban."""
+        return not 0 < self._exchange.hold_s("GET") <= SHORT_HOLD_S
+
+    def _hold_of(self, request_id: int) -> float | None:
+        """For how long to leave the request as it is, since Upbit's rate limit keeps its call back; None to go on."""
+        if self.may_look():
+            return None
+        request = self._store.read(request_id)
+        if request is None or request.state is State.PENDING or request.state in ENDED_STATES:
+            return None
+        held_s = self._exchange.hold_s("DELETE" if request.state is State.APPROVED else "GET")
+        return held_s if 0 < held_s <= SHORT_HOLD_S else None
 
     def _take_steps(self, lease: Lease, request: CancelRequest) -> "Step":
         step = Step(request=request, due_in_s=0.0)
@@ -661,6 +694,7 @@ class CancelWorkflow:
 
     def _send(self, lease: Lease, request: CancelRequest) -> "Step":
         """approved: commit that it is being sent, then send it once."""
+        held_s = self._exchange.hold_s("DELETE")
         nonce = self._new_nonce()
         started_at = self._monotonic()
         with self._store.transaction(lease.request_id, lease=lease) as tx:
@@ -668,8 +702,11 @@ class CancelWorkflow:
             if request.state is not State.APPROVED:
                 return Step(request=request, due_in_s=0.0)
             assert request.send_before is not None
-            if tx.now >= request.send_before:
+            left_s = (request.send_before - tx.now).total_seconds()
+            if left_s <= 0:
                 return Step(request=self._move_to_lapsed(tx), due_in_s=None)
+            if held_s > 0:
+                return Step(request=request, due_in_s=min(held_s, left_s))
             sending = tx.move(
                 Action.CANCEL_SENT,
                 details={
@@ -827,7 +864,7 @@ class CancelWorkflow:
         request = _locked(tx)
         assert request.sent_at is not None
         since = tx.now - request.sent_at
-        if since >= FAILED_AFTER:
+        if request.state is State.UNRESOLVED and since >= FAILED_AFTER and request.attempts >= FAILED_AFTER_LOOKS:
             failed = tx.move(
                 Action.CANCEL_FAILED,
                 outcome=Outcome.FAILED,
@@ -839,7 +876,8 @@ class CancelWorkflow:
             return Step(request=failed, due_in_s=None)
         if request.state is not State.SENDING:
             return None
-        if request.doubt is not None and not request.unanswered and since >= DOUBT_SETTLES_AFTER:
+        is_settled = since >= DOUBT_SETTLES_AFTER and request.attempts >= DOUBT_SETTLES_AFTER_LOOKS
+        if request.doubt is not None and not request.unanswered and is_settled:
             return Step(request=self._move_to_rejected(tx, request.doubt, details, **seen), due_in_s=None)
         assert request.send_before is not None
         may_send_again = request.sends < MAX_SENDS and tx.now < request.send_before
@@ -852,7 +890,8 @@ class CancelWorkflow:
         """Still nothing certain: look again later, and call people once it has lasted."""
         request = _locked(tx)
         assert request.sent_at is not None
-        if request.state is not State.UNRESOLVED and tx.now - request.sent_at >= UNRESOLVED_AFTER:
+        has_lasted = tx.now - request.sent_at >= UNRESOLVED_AFTER or request.attempts >= UNRESOLVED_AFTER_LOOKS
+        if request.state is not State.UNRESOLVED and has_lasted:
             unresolved = tx.move(
                 Action.OUTCOME_UNRESOLVED,
                 outcome=Outcome.UNKNOWN,
@@ -877,7 +916,7 @@ class CancelWorkflow:
         try:
             self._draw(request)
         except TryLater as error:
-            wait_s = max(_gap(SLACK_GAPS_S, request.card_attempts, SLACK_GAP_S), error.retry_after_s)
+            wait_s = error.retry_after_s or _gap(SLACK_GAPS_S, request.card_attempts, SLACK_GAP_S)
             return Step(request=request, due_in_s=wait_s)
         return Step(request=request, due_in_s=None)
 
@@ -956,7 +995,7 @@ class CancelWorkflow:
             self._store.finish_notice(notice, given_up=True)
             return None
         except TryLater as error:
-            due_in_s = max(_gap(SLACK_GAPS_S, notice.attempts, SLACK_GAP_S), error.retry_after_s)
+            due_in_s = error.retry_after_s or _gap(SLACK_GAPS_S, notice.attempts, SLACK_GAP_S)
             self._store.postpone_notice(notice, due_in_s=due_in_s)
             return due_in_s
         self._store.finish_notice(notice, given_up=False)

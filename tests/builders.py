@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 from sqlalchemy import Connection
 
@@ -142,6 +142,9 @@ class OpenExchange:
 
     def get_order(self, uuid: str) -> LookAnswer:
         return Found(order=order(uuid=uuid), call=call())
+
+    def hold_s(self, _method: Literal["GET", "DELETE"]) -> float:
+        return 0.0
 
     def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
         return Unknown(cause="timeout", call=call(method="DELETE", status=None))

@@ -136,7 +136,7 @@ def test_decisions_are_told_apart_by_kind() -> None:
     [
         ({"accepted_at": START, "unanswered": 1}, CanceledBy.THIS_REQUEST),
         ({"unanswered": 1}, CanceledBy.UNPROVEN),
-        ({}, CanceledBy.ELSEWHERE),
+        ({"doubt": "order_not_found"}, CanceledBy.UNPROVEN),
     ],
 )
 def test_a_cancel_is_ours_only_where_that_is_proven(facts: dict[str, Any], whose: CanceledBy) -> None:

@@ -55,7 +55,11 @@ class Chain:
         self._appended = False
 
     def append(self, event: AuditEvent, *, occurred_at: datetime) -> None:
-        """Write the event as the next one. `write_head` must follow in the same transaction."""
+        """Write the event as the next one, never before the last one's time: a clock may have been set back.
+
+        `write_head` must follow in the same transaction.
+        """
+        occurred_at = max(occurred_at, self.occurred_at)
         entry_columns = columns(event, seq=self._seq + 1, occurred_at=occurred_at)
         entry = canonical(entry_columns)
         entry_hash = chain_hash(self._hash, entry)

@@ -181,6 +181,7 @@ def _postgresql_engine(url: str) -> Engine:
         isolation_level="READ COMMITTED",
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_S,
+            "tcp_user_timeout": STATEMENT_TIMEOUT_MS,  # the server's own time-outs do not help where it is out of reach
             "application_name": "upbit-cancel-bot",
             "options": f"-c lock_timeout={LOCK_TIMEOUT_MS} -c statement_timeout={STATEMENT_TIMEOUT_MS}"
             " -c timezone=UTC -c idle_in_transaction_session_timeout=10000",

@@ -1,16 +1,30 @@
 """The requests in SQL: a change of state and its audit event in one transaction, and leases on the lanes."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Table, Update, and_, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Table,
+    Update,
+    and_,
+    case,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from bot.database.audit_log import Chain
 from bot.database.engine import Database
-from bot.database.schema import cancel_requests, decisions, notices
+from bot.database.schema import audit_head, cancel_requests, decisions, notices
 from bot.domain.audit import SYSTEM, Action, Actor, AuditEvent, Json, Outcome, Reason
 from bot.domain.cancel_request import (
     ENDED_STATES,
@@ -27,8 +41,13 @@ from bot.domain.errors import Overtaken
 from bot.domain.order import Order, dump_order, load_order
 from bot.workflow import NOTICE_LIFETIME, RESPONSE_URL_LIFETIME, Command, Lane, Lease, Notice, NoticeKind
 
+log = logging.getLogger(__name__)
+
 LEASE: Final = timedelta(seconds=30)
 """Longer than any step: a call to Upbit ends within 5 s, one to Slack within 10 s."""
+
+CLOCK_TOLERANCE: Final = timedelta(seconds=1)
+"""A clock that goes back by less is being adjusted, and delays nobody by more."""
 
 TIMER_SLACK: Final = timedelta(milliseconds=20)
 """Timers fire a little early, and SQLite's clock counts milliseconds."""
@@ -67,17 +86,19 @@ class SqlStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._latest: datetime | None = None  # the time at the last round of `due`
 
     @contextmanager
     def transaction(self, request_id: int | None = None, *, lease: Lease | None = None) -> Iterator["SqlTransaction"]:
         with self._database.write() as connection:
             # Lock order everywhere: the request's row, then the audit's head; the time is asked under both.
             request = _select_request(connection, request_id, lock=True) if request_id is not None else None
+            if lease is not None:
+                assert lease.lane is Lane.EXCHANGE
+                if request is None or request.fence != lease.fence:
+                    raise Overtaken(f"request {request_id} has been taken over")
             chain = Chain(connection)
-            transaction = SqlTransaction(
-                connection, chain, request=request, lease=lease, now=self._database.now(connection)
-            )
-            yield transaction
+            yield SqlTransaction(connection, chain, request=request, now=self._database.now(connection))
             chain.write_head()
 
     def read(self, request_id: int) -> CancelRequest | None:
@@ -115,6 +136,10 @@ class SqlStore:
                 .with_for_update()
             ).one_or_none()
             if row is None:
+                if lease.lane is Lane.SLACK:
+                    # What was drawn late may be older than what the next one drew: it has to be drawn once more.
+                    late = {names.due: now, "card_shown_revision": -1}
+                    connection.execute(update(table).where(table.c.id == lease.request_id).values(late))
                 return None
             if row.revision != seen_revision:
                 due_in_s = 0.0
@@ -177,13 +202,46 @@ class SqlStore:
                 .values(leased_until=None, next_attempt_at=due)
             )
 
-    def due(self, *, limit: int) -> Due:
-        """What is due now in each lane, the longest waiting first, `limit` of each at most."""
+    def due(self, *, limit: int, looks: bool = True) -> Due:
+        """What is due now in each lane, `limit` of each at most: the most urgent first, then the longest waiting.
+
+        Without `looks` the requests are left out that wait for a look at their orders.
+        """
         with self._database.read() as connection:
             now = self._database.now(connection)
-            lanes = {lane: _due_ids(connection, cancel_requests, names, now, limit) for lane, names in _LANES.items()}
-            due_notices = _due_ids(connection, notices, _LANES[Lane.EXCHANGE], now, limit)
-        return Due(exchange=lanes[Lane.EXCHANGE], slack=lanes[Lane.SLACK], notices=due_notices)
+            told = self._latest or connection.execute(select(audit_head.c.occurred_at)).scalar_one()
+            narrowed = [] if looks else [cancel_requests.c.state.not_in(_LOOKING)]
+            due = Due(
+                exchange=_due_ids(connection, Lane.EXCHANGE, now, limit, *narrowed),
+                slack=_due_ids(connection, Lane.SLACK, now, limit),
+                notices=_due_ids(connection, None, now, limit),
+            )
+        if now < told - CLOCK_TOLERANCE:
+            self._clock_was_set_back()
+        self._latest = now
+        return due
+
+    def _clock_was_set_back(self) -> None:
+        """Make due what waits for a time of the clock as it was; else it would wait for as long as the clock is back.
+
+        A pending request waits for its expiry, which is a time that people were told. Leases are cut to their length.
+        """
+        log.warning("the database's clock was set back: nothing waits for the time that it showed")
+        with self._database.write() as connection:
+            now = self._database.now(connection)
+            for table, names in (
+                (cancel_requests, _LANES[Lane.EXCHANGE]),
+                (cancel_requests, _LANES[Lane.SLACK]),
+                (notices, _LANES[Lane.EXCHANGE]),
+            ):
+                due, leased_until = table.c[names.due], table.c[names.leased_until]
+                waits = update(table).where(due > now)
+                if table is cancel_requests and names is _LANES[Lane.EXCHANGE]:
+                    waits = waits.where(table.c.state != State.PENDING.value)
+                connection.execute(waits.values({names.due: now}))
+                connection.execute(
+                    update(table).where(leased_until > now + LEASE).values({names.leased_until: now + LEASE})
+                )
 
 
 class SqlTransaction:
@@ -195,14 +253,12 @@ class SqlTransaction:
         chain: Chain,
         *,
         request: CancelRequest | None,
-        lease: Lease | None,
         now: datetime,
     ) -> None:
         self._connection = connection
         self._chain = chain
         self._request = request
-        self._lease = lease
-        self.now = max(now, chain.occurred_at)
+        self.now = now
 
     @property
     def request(self) -> CancelRequest | None:
@@ -406,10 +462,7 @@ class SqlTransaction:
 
     def _guard(self) -> list[ColumnElement[bool]]:
         request = self._present()
-        conditions = [cancel_requests.c.id == request.id, cancel_requests.c.revision == request.revision]
-        if self._lease is not None:
-            conditions.append(cancel_requests.c[_LANES[self._lease.lane].fence] == self._lease.fence)
-        return conditions
+        return [cancel_requests.c.id == request.id, cancel_requests.c.revision == request.revision]
 
     def _update(self, changes: dict[str, Any], *conditions: ColumnElement[bool]) -> CancelRequest:
         values = {**_to_sql(changes), "revision": cancel_requests.c.revision + 1}
@@ -442,9 +495,23 @@ def _is_due(
     return and_(table.c[names.due] <= due_by, or_(*is_free))
 
 
-def _due_ids(connection: Connection, table: Table, names: _LaneColumns, now: datetime, limit: int) -> tuple[int, ...]:
-    due = select(table.c.id).where(_is_due(table, names, now, now)).order_by(table.c[names.due]).limit(limit)
-    return tuple(connection.execute(due).scalars())
+_OUTCOMES: Final = [State.SENDING.value, State.ACCEPTED.value, State.UNRESOLVED.value]
+_LOOKING: Final = [State.REQUESTED.value, *_OUTCOMES]
+_URGENCY: Final = case(
+    (cancel_requests.c.state == State.APPROVED.value, 0), (cancel_requests.c.state.in_(_OUTCOMES), 1), else_=2
+)
+"""Sending goes before finding out what came of it, and that before reading the orders of new requests."""
+
+
+def _due_ids(
+    connection: Connection, lane: Lane | None, now: datetime, limit: int, *narrowed: ColumnElement[bool]
+) -> tuple[int, ...]:
+    """Ids of requests; of notices where there is no lane."""
+    table = notices if lane is None else cancel_requests
+    names = _LANES[lane or Lane.EXCHANGE]
+    order = [_URGENCY] if lane is Lane.EXCHANGE else []
+    due = select(table.c.id).where(_is_due(table, names, now, now), *narrowed)
+    return tuple(connection.execute(due.order_by(*order, table.c[names.due]).limit(limit)).scalars())
 
 
 def _end_notice(notice_id: int, *, given_up: bool, at: datetime | None) -> Update:

@@ -37,7 +37,7 @@ class Action(StrEnum):
     ORDER_CANCELED = "order.canceled"  #: sending, accepted, unresolved -> canceled
     ORDER_FILLED = "order.filled"  #: sending, accepted, unresolved -> filled
     OUTCOME_UNRESOLVED = "outcome.unresolved"  #: sending, accepted -> unresolved
-    CANCEL_FAILED = "cancel.failed"  #: sending, accepted, unresolved -> failed
+    CANCEL_FAILED = "cancel.failed"  #: unresolved -> failed
     OUTCOME_SETTLED = "outcome.settled"  #: unresolved -> settled
 
     COMMAND_REFUSED = "command.refused"  #: moves nothing

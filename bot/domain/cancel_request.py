@@ -4,8 +4,8 @@
         │           │        │   ↑         │ │         ├────── filled
         │           │        │   └─────────┘ │         └────── unresolved ── settled
         │           │        │   not sent,   │                     │
-        │           │        │   or open     ├ rejected            ├ canceled, filled
-        │           │        └ lapsed        └ failed              └ failed
+        │           │        │   or open     └ rejected            ├ canceled, filled
+        │           │        └ lapsed                              └ failed
         │           └ denied, expired, refused (its card could not be posted)
         └ refused
 
@@ -60,7 +60,7 @@ TRANSITIONS: Final[Mapping[Action, tuple[frozenset[State], State]]] = {
     Action.ORDER_CANCELED: (frozenset({State.SENDING, State.ACCEPTED, State.UNRESOLVED}), State.CANCELED),
     Action.ORDER_FILLED: (frozenset({State.SENDING, State.ACCEPTED, State.UNRESOLVED}), State.FILLED),
     Action.OUTCOME_UNRESOLVED: (frozenset({State.SENDING, State.ACCEPTED}), State.UNRESOLVED),
-    Action.CANCEL_FAILED: (frozenset({State.SENDING, State.ACCEPTED, State.UNRESOLVED}), State.FAILED),
+    Action.CANCEL_FAILED: (frozenset({State.UNRESOLVED}), State.FAILED),
     Action.OUTCOME_SETTLED: (frozenset({State.UNRESOLVED}), State.SETTLED),
 }
 """Action -> (the states it may start from, the state it leads to). An action that is not here moves nothing."""
@@ -81,8 +81,7 @@ class CanceledBy(StrEnum):
     """Whose cancel it was, as far as can be shown."""
 
     THIS_REQUEST = "this_request"  #: a DELETE of ours was accepted
-    UNPROVEN = "unproven"  #: the answer to a DELETE of ours was lost
-    ELSEWHERE = "elsewhere"  #: every DELETE of ours was refused
+    UNPROVEN = "unproven"  #: the answer to a DELETE of ours was lost, or a refusal that proves nothing
 
 
 class Verdict(StrEnum):
@@ -175,10 +174,11 @@ class CancelRequest:
         return tuple(decision for decision in self.decisions if decision.kind is kind)
 
     def whose_cancel(self) -> CanceledBy:
-        """Whose cancel it was, now that the exchange shows the order canceled."""
-        if self.accepted_at is not None:
-            return CanceledBy.THIS_REQUEST
-        return CanceledBy.UNPROVEN if self.unanswered else CanceledBy.ELSEWHERE
+        """Whose cancel it was, now that the exchange shows the order canceled.
+
+        A refusal does not prove that it was somebody else's: what refuses may stand before what cancels.
+        """
+        return CanceledBy.UNPROVEN if self.accepted_at is None else CanceledBy.THIS_REQUEST
 
 
 def refusal_of(order: Order) -> Reason | None:

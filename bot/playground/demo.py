@@ -33,7 +33,7 @@ EMIL: Final = Person("U0EMIL", "emil")
 APPROVERS: Final = (DANA, BEN, EMIL)
 DESK: Final = "C0DESK"
 
-KEPT: Final = {"PATH", "TMPDIR"}
+KEPT: Final = {"PATH", "PYTHONPATH", "TMPDIR"}
 """What the bot gets of our environment, beside what measures coverage."""
 
 READY_WITHIN_S: Final = 20.0

@@ -8,9 +8,10 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final, Protocol
 
-from slack_bolt import Ack, App
+from slack_bolt import Ack, App, BoltResponse
 from slack_bolt.authorization import AuthorizeResult
 
 from bot.domain.audit import Actor, Reason
@@ -110,7 +111,8 @@ class Listeners:
             limit=self.max_open_requests,
         )
 
-    def on_click(self, ack: Ack, body: dict[str, Any]) -> None:
+    def on_click(self, ack: Ack, body: dict[str, Any]) -> BoltResponse | None:
+        """Acknowledges what is written down. Otherwise Slack shows the person that the click failed, too."""
         click = parse_click(body)
         try:
             self.workflow.click(click)
@@ -120,9 +122,10 @@ class Listeners:
                 in_doubt = isinstance(error, CommitInDoubt)
                 text = messages.in_doubt() if in_doubt else messages.nothing_was_done()
                 self.afterwards.tell_now(click.response_url, text)
-        else:
-            self.afterwards.nudge(click.request_id)
+            return BoltResponse(status=HTTPStatus.SERVICE_UNAVAILABLE)
+        self.afterwards.nudge(click.request_id)
         ack()
+        return None
 
 
 def parse_command(body: Mapping[str, Any]) -> Command:

@@ -712,13 +712,16 @@ def _whose(request: CancelRequest) -> str:
         case CanceledBy.THIS_REQUEST:
             at = f" {when(request.accepted_at)}" if request.accepted_at else ""
             return f"Upbit had accepted this request's cancel{at}."
-        case CanceledBy.UNPROVEN:
+        case CanceledBy.UNPROVEN if request.unanswered:
             return (
                 "This request's cancel was sent, but its answer was lost, so it is not proven whether this cancel or "
                 "another one did it."
             )
-        case CanceledBy.ELSEWHERE:
-            return "Not by this request, as Upbit refused its cancel: the order was canceled elsewhere."
+        case CanceledBy.UNPROVEN:
+            return (
+                "Upbit had refused this request's cancel, so most likely the order was canceled elsewhere; that is not "
+                "proven."
+            )
         case None:
             return ""
 
@@ -793,7 +796,9 @@ _STORIES: Final[Mapping[State, Callable[[CancelRequest], str]]] = {
 def _cause(request: CancelRequest) -> tuple[Reason | None, str]:
     """The reason in `request.cause`, and the word of Slack or Upbit that is in it."""
     head, _, rest = (request.cause or "").partition(":")
-    return _REASONS.get(head), rest.strip() or head
+    if head not in _REASONS:
+        return None, request.cause or ""
+    return _REASONS[head], rest.strip() or head
 
 
 _REASONS: Final = {reason.value: reason for reason in Reason}

@@ -15,6 +15,7 @@ from slack_sdk.webhook import WebhookClient
 from bot.domain.cancel_request import CancelRequest
 from bot.domain.errors import CannotPost, TryLater
 from bot.slack import messages
+from bot.slack.pace import Pace
 from bot.workflow import Notice, NoticeKind
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ PERMANENT_ERRORS: Final = frozenset(
         "channel_not_found",
         "edit_window_closed",
         "invalid_blocks",
+        "is_inactive",
         "is_archived",
         "message_not_found",
         "messages_tab_disabled",
@@ -75,6 +77,7 @@ class Notifier:
         self._client = WebClient(token=token, base_url=api_url, timeout=timeout_s, retry_handlers=[])
         self._notify = tuple(notify)
         self._timeout_s = timeout_s
+        self._pace = Pace()
 
     def who_am_i(self) -> Identity:
         """Ask Slack whose token this is. Raises CannotPost (the token is no good), TryLater."""
@@ -84,7 +87,8 @@ class Notifier:
     def post_card(self, request: CancelRequest) -> tuple[str, str]:
         """Post the card where the command was typed; returns its channel and ts. Raises CannotPost, TryLater."""
         card = messages.card(request, notify=self._notify, is_new=True)
-        answer = _call(
+        answer = self._call_in_turn(
+            request.id,
             self._client.chat_postMessage,
             channel=request.channel_id,
             client_msg_id=str(uuid.uuid5(CARD_NAMESPACE, f"{request.team_id}:{request.trigger_id}")),
@@ -95,13 +99,15 @@ class Notifier:
     def redraw_card(self, request: CancelRequest, *, channel_id: str, ts: str) -> None:
         """Raises CannotPost, TryLater."""
         card = messages.card(request, notify=self._notify)
-        _call(self._client.chat_update, channel=channel_id, ts=ts, **_content(card))
+        self._call_in_turn(request.id, self._client.chat_update, channel=channel_id, ts=ts, **_content(card))
 
     def post_verdict(self, request: CancelRequest) -> str:
         """Raises CannotPost, TryLater."""
         verdict = messages.thread_message(request, notify=self._notify)
         assert verdict is not None, f"state {request.state} has no words for the thread"
-        answer = _call(
+        assert request.card_channel_id is not None
+        answer = self._call_in_turn(
+            request.id,
             self._client.chat_postMessage,
             channel=request.card_channel_id,
             thread_ts=request.card_ts,
@@ -123,6 +129,21 @@ class Notifier:
             else:
                 return
         _call(self._client.chat_postMessage, channel=notice.user_id, text=text, unfurl_links=False)
+
+    def _call_in_turn(
+        self, request_id: int, method: Callable[..., SlackResponse], *, channel: str, **arguments: Any
+    ) -> SlackResponse:
+        """A call to a channel that others call, too. Raises CannotPost, TryLater."""
+        place = (method.__name__, channel)
+        wait_s = self._pace.wait_s(place, request_id)
+        if wait_s > 0:
+            raise TryLater("not_our_turn", retry_after_s=wait_s)
+        try:
+            return _call(method, channel=channel, **arguments)
+        except TryLater as error:
+            if error.retry_after_s:
+                self._pace.limit(place, retry_after_s=error.retry_after_s)
+            raise
 
     def respond(self, response_url: str, text: str) -> bool:
         """Answer privately by Slack's response_url; False if Slack takes it no more. Raises TryLater."""

@@ -5,7 +5,8 @@
     POST /slack/events       only if the bot listens to Slack over HTTP
 
 Bolt answers strange headers and bodies with a 500 and logs refused bodies whole. So a request comes to it only with a
-good signature and a body that it can read: https://docs.slack.dev/authentication/verifying-requests-from-slack
+good signature, and with a body that `delivery` has written anew:
+https://docs.slack.dev/authentication/verifying-requests-from-slack
 """
 
 import hashlib
@@ -20,8 +21,9 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from io import BytesIO
 from typing import Any, Final
-from urllib.parse import parse_qsl
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from bot.web.delivery import FORM, JSON, NothingForUsError, UnreadableError, rewritten
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +33,6 @@ MAX_AGE_S: Final = 300  # a signed request can be replayed for as long
 
 _NUMBER: Final = re.compile(r"[0-9]{1,12}")
 _SIGNATURE: Final = re.compile(r"v0=[0-9a-f]{64}")
-_FORM: Final = "application/x-www-form-urlencoded"
-_JSON: Final = "application/json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +86,9 @@ class Door:
         except _RefusedError as refused:
             logger.info("refused a request: %d %s", refused.status, refused.why)
             return _respond(environ, start_response, refused.status, refused.why, allow=refused.allow)
+        except NothingForUsError as kind:
+            logger.info("acknowledged what nobody listens to: %s", kind)
+            return _respond(environ, start_response, HTTPStatus.OK, "")
 
     def _route(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         match environ.get("PATH_INFO", ""):
@@ -113,12 +116,12 @@ class Door:
             logger.error("the readiness checks failed: %s", _where(error))  # noqa: TRY400 - one line that quotes nothing
             readiness = Readiness(checks={"checks": "failed"})
         status = HTTPStatus.OK if readiness.is_ready else HTTPStatus.SERVICE_UNAVAILABLE
-        return _respond(environ, start_response, status, json.dumps(dict(readiness.checks)), content_type=_JSON)
+        return _respond(environ, start_response, status, json.dumps(dict(readiness.checks)), content_type=JSON)
 
     def _checked(self, environ: WSGIEnvironment) -> WSGIEnvironment:
-        """The request as Bolt gets it, once Slack has signed it just now and Bolt can read it. The body comes last.
+        """The request as Bolt gets it, once Slack has signed it just now and it can be read. The body comes last.
 
-        Raises _RefusedError.
+        Raises _RefusedError, NothingForUsError.
         """
         length = _content_length(environ)
         content_type = _content_type(environ)
@@ -129,7 +132,10 @@ class Door:
         body = _read(environ, length)
         if not hmac.compare_digest(self._signature(timestamp, body), signature):
             raise _RefusedError(HTTPStatus.UNAUTHORIZED, "no valid signature")
-        readable = _readable(body, content_type)
+        try:
+            readable = rewritten(body, content_type)
+        except UnreadableError as error:
+            raise _RefusedError(HTTPStatus.BAD_REQUEST, str(error)) from None
         return {
             **environ,
             "wsgi.input": BytesIO(readable),
@@ -190,7 +196,7 @@ def _content_length(environ: WSGIEnvironment) -> int:
 
 def _content_type(environ: WSGIEnvironment) -> str:
     content_type: str = (environ.get("CONTENT_TYPE") or "").partition(";")[0].strip().lower()
-    if content_type not in {_FORM, _JSON}:
+    if content_type not in {FORM, JSON}:
         raise _RefusedError(HTTPStatus.BAD_REQUEST, "the content type is neither a form nor JSON")
     return content_type
 
@@ -203,28 +209,6 @@ def _read(environ: WSGIEnvironment, length: int) -> bytes:
     if len(body) != length:
         raise _RefusedError(HTTPStatus.BAD_REQUEST, "the body is shorter than announced")
     return body
-
-
-def _readable(body: bytes, content_type: str) -> bytes:
-    """The body, which is text and holds an object where it should: in JSON, or in the `payload` of a form.
-
-    Bolt takes what begins with `{` for JSON too, and a form in which the word "payload" stands anywhere for one with
-    that field, so that `/cancel … wrong payload` would reach it empty. Such a word is written differently, with the
-    same meaning.
-    """
-    try:
-        text = body.decode()
-        if content_type == _JSON or text.startswith("{"):
-            fields, written = json.loads(text), body
-        else:
-            payload = dict(parse_qsl(text, keep_blank_values=True)).get("payload")
-            fields = {} if payload is None else json.loads(payload)
-            written = body.replace(b"payload", b"%70ayload") if payload is None else body
-    except (ValueError, RecursionError):
-        fields, written = None, b""
-    if not isinstance(fields, dict):
-        raise _RefusedError(HTTPStatus.BAD_REQUEST, "the body cannot be read")
-    return written
 
 
 def _respond(  # noqa: PLR0913 - an answer has these parts

@@ -1,17 +1,25 @@
 """Serves a WSGI app with gunicorn: one process with 16 threads, which ends what it began when it is told to stop."""
 
 import logging
+import socket
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 from wsgiref.types import WSGIApplication
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
+from gunicorn.workers.gthread import TConn, ThreadWorker
 
 THREADS: Final = 16
 GRACEFUL_TIMEOUT_S: Final = 10
 """From SIGTERM to SIGKILL."""
+CONVERSATION_S: Final = 6.0
+"""From the first byte of a request to the last one of its answer; Slack itself waits for 3 s."""
+LOOK_AT_CONVERSATIONS_EVERY_S: Final = 0.5
 
 
 class Site(Protocol):
@@ -36,6 +44,30 @@ class _PlainLogger(Logger):
         self.cfg = cfg
 
 
+class _Worker(ThreadWorker):
+    """Hangs up on who keeps a thread for too long, by sending half a request or by reading the answer slowly."""
+
+    def init_process(self) -> None:
+        self._ends_at: dict[TConn, float] = {}
+        threading.Thread(target=self._hang_up, name="hang-up", daemon=True).start()
+        super().init_process()
+
+    def handle(self, conn: TConn) -> Any:
+        self._ends_at[conn] = time.monotonic() + CONVERSATION_S
+        try:
+            return super().handle(conn)
+        finally:
+            del self._ends_at[conn]
+
+    def _hang_up(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(LOOK_AT_CONVERSATIONS_EVERY_S):
+            for conn, ends_at in list(self._ends_at.items()):
+                if time.monotonic() >= ends_at:
+                    with suppress(OSError):
+                        conn.sock.shutdown(socket.SHUT_RDWR)
+
+
 class _Gunicorn(BaseApplication):
     def __init__(self, build: Callable[[], Site], *, host: str, port: int) -> None:
         self._build = build
@@ -46,7 +78,7 @@ class _Gunicorn(BaseApplication):
     def load_config(self) -> None:
         chosen = {
             "bind": self._bind,
-            "worker_class": "gthread",
+            "worker_class": _Worker,
             "workers": 1,
             "threads": THREADS,
             "graceful_timeout": GRACEFUL_TIMEOUT_S,

@@ -132,8 +132,6 @@ class _Judgement:
                 wrong = "is canceled"
             case State.CANCELED if row.canceled_by == "this_request" and not effective:
                 wrong = "is canceled by this request, of which no DELETE took effect"
-            case State.CANCELED if row.canceled_by == "elsewhere" and effective:
-                wrong = "is canceled elsewhere, and a DELETE of it took effect"
             case State.FILLED if truth != "done":
                 wrong = "is filled"
             case State.REJECTED if effective:

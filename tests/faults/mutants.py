@@ -99,8 +99,8 @@ MUTANTS: Final = (
     Mutant(
         name="no fence",
         file=STORE,
-        right="        if self._lease is not None:\n            conditions",
-        wrong="        if self._lease is None:\n            conditions",
+        right="if request is None or request.fence != lease.fence:",
+        wrong="if request is None:",
         tests="tests/test_store.py tests/test_workflow.py -k 'not postgresql'",
     ),
     Mutant(

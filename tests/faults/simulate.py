@@ -97,7 +97,8 @@ def run(ground: Ground) -> Figures:
         deletes += told.deletes
         events += told.events
         if told.violation is not None:
-            _kind_of(told.violation, figures).append(told.violation)
+            sentence = told.violation.partition("\n")[0]
+            _kind_of(sentence, figures).append(sentence)
     figures.note = f"{worlds:,} worlds, {deletes:,} DELETEs, {events:,} events"
     return figures.stop_watch()
 
@@ -109,7 +110,7 @@ def _kind_of(violation: str, figures: Figures) -> list[str]:
         (WORDS_OF_LOST, figures.lost),
         (WORDS_OF_WRONG, figures.wrong),
     ):
-        if any(word in violation.partition("\n")[0] for word in words):
+        if any(word in violation for word in words):
             return found
     return figures.faulty
 

@@ -31,6 +31,7 @@ class Weather:
     reset_share: float = 0.0  #: of the connections; half of these after the upstream has got all it was sent
     silent_share: float = 0.0  #: of the connections; opened, and then nothing comes through any more
     bytes_per_s: float | None = None  #: of each direction
+    keep_alive_s: float = IDLE_S  #: after an answer; then the connection is closed, and the next one rolls the dice
 
 
 FAIR: Final = Weather()
@@ -71,6 +72,7 @@ class TcpProxy:
         """Reset every connection that is open now."""
         with self._lock:
             held = list(self._open)
+            self.struck["cut"] += len(held) // 2
         for each in held:
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)  # wakes who reads from it
@@ -128,9 +130,14 @@ class TcpProxy:
                 # The answer is on its way: what was asked for has been done, and nobody learns of it.
                 _wait_readable(upstream)
                 self._strike("reset after")
+                with suppress(OSError):
+                    client.shutdown(socket.SHUT_RD)  # wakes who reads from it: until then it would not be closed
                 _reset(client)
             else:
-                self._pump(upstream, client, weather)
+                self._pump(upstream, client, weather, then_idle_s=weather.keep_alive_s)
+                for each in (client, upstream):
+                    with suppress(OSError):
+                        each.shutdown(socket.SHUT_RDWR)
             there.join(IDLE_S)
 
     def _connected(self) -> socket.socket | None:
@@ -141,7 +148,9 @@ class TcpProxy:
                 return socket.create_connection(address, CONNECT_WITHIN_S)
         return None
 
-    def _pump(self, source: socket.socket, target: socket.socket, weather: Weather) -> None:
+    def _pump(
+        self, source: socket.socket, target: socket.socket, weather: Weather, *, then_idle_s: float = IDLE_S
+    ) -> None:
         size = CHUNK_BYTES if weather.bytes_per_s is None else max(1, int(weather.bytes_per_s / 10))
         with suppress(OSError):
             source.settimeout(IDLE_S)
@@ -150,6 +159,7 @@ class TcpProxy:
                 if wait_s and self._closing.wait(wait_s):
                     break
                 target.sendall(chunk)
+                source.settimeout(then_idle_s)
         for each, way in ((source, socket.SHUT_RD), (target, socket.SHUT_WR)):
             with suppress(OSError):
                 each.shutdown(way)

@@ -1,0 +1,897 @@
+"""Hostile input: what anybody can send to the bot, what Slack would never send, what Upbit would never answer.
+
+1. Not signed, or signed too long ago, or altered on the way: into the door that the bot builds, and through raw
+   sockets, malformed HTTP among it, to a `bot run` process. Nothing of it may do or write down anything.
+2. Well signed commands, clicks, views and events with fields that are absent, of another kind, or forged. A request may
+   come only of a command by a person of the workspace, a decision only of an approver's click on a card that waits;
+   both are worked out here a second time, in a simpler way. Whoever is told something is the one who clicked.
+3. Answers of the exchange, altered, badly framed, cut or slow. No call may raise or outlast its deadline, find another
+   order or a value that was not told, or say that nothing was sent or done where that is not sure.
+
+Through all of it: no status 5xx, no traceback, no error in the log, no line that a stranger has put into it, little
+memory, no ping in a message; and at the end the bot does its work and the audit proves itself.
+"""
+
+import json
+import logging
+import os
+import re
+import socket
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from http import HTTPStatus
+from pathlib import Path
+from random import Random
+from typing import Any, Final, Self
+from urllib.parse import parse_qsl
+from uuid import UUID
+
+from journey import Journey, started
+from sqlalchemy import text
+
+from bot.app import Bot, build_neighbours
+from bot.database.audit_log import AuditLog
+from bot.database.engine import Database
+from bot.database.migration import migrate
+from bot.domain.answer import Accepted, CancelAnswer, Found, LookAnswer, NotSent, Refused, Unknown
+from bot.domain.order import Order
+from bot.playground.demo import APPROVERS, BEN, CARA, DANA, DESK, EMIL, playground_settings
+from bot.playground.exchange import Exchange, Key
+from bot.playground.slack import SlackWorkspace
+from bot.playground.slack_records import Person
+from bot.settings import load_settings
+from bot.upbit.client import CERTAIN_NAMES, Doubt, Refusal, UpbitClient, decipher
+from faults import mutations
+from faults.figures import Figures, Ground
+from faults.mutations import EVENTS, FORM, JSON, PINGS, Hostile, Raw, Reply, Unsigned
+
+UNSIGNED: Final = 100_000
+UNSIGNED_OVER_SOCKETS: Final = 2_000
+SIGNED: Final = 20_000
+ANSWERS: Final = 50_000
+ANSWERS_OVER_SOCKETS: Final = 3_000
+
+WITHOUT_DATABASE: Final = 0.1
+"""The share of what does not depend on the kind of database that is played where it is not SQLite."""
+MAX_GROWTH_MIB: Final = 50
+WARM_UP: Final = 0.1
+MAX_TOLD: Final = 3
+"""Sentences of one kind about one part; what comes after them is counted only."""
+MAX_SHOWN_CHARS: Final = 300
+
+
+def run(ground: Ground) -> Figures:
+    figures = Figures(experiment="hostile input", database=ground.kind)
+    dice = Random(ground.seed)
+    share = 1.0 if ground.kind == "sqlite" else WITHOUT_DATABASE
+    notes: list[str] = []
+    with _heard(figures):
+        for part in (_knock, _forge, _mislead):
+            findings = _Findings(figures)
+            notes.append(part(ground, share, dice, findings))
+            findings.close()
+    findings = _Findings(figures)
+    notes.append(_knock_at_the_process(ground, dice, findings))
+    findings.close()
+    figures.note = "; ".join(notes)
+    return figures.stop_watch()
+
+
+class _Findings:
+    """Counts what is sent, and writes down what is wrong with it, each kind of input a few times only."""
+
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
+        self._began_at = time.monotonic()
+        self._told: Counter[str] = Counter()
+        self._sent = 0
+        self._lock = threading.Lock()
+
+    def sent(self, family: str) -> None:
+        with self._lock:
+            self._sent += 1
+            self._figures.requests += 1
+            self._figures.faults[family] += 1
+
+    def expect(self, truth: object, otherwise: str, *shown: object) -> None:
+        if truth:
+            return
+        kind = re.sub(r"[0-9]+", "#", otherwise)
+        with self._lock:
+            self._told[kind] += 1
+            if self._told[kind] <= MAX_TOLD:
+                self._figures.faulty.append(" ".join([otherwise, *(repr(each)[:MAX_SHOWN_CHARS] for each in shown)]))
+
+    def close(self) -> None:
+        for kind, times in self._told.items():
+            if times > MAX_TOLD:
+                self._figures.faulty.append(f"{times - MAX_TOLD} more times: {kind}")
+
+    def note(self, memory: "_Memory", what: str) -> str:
+        """The figures of this part; too much memory is wrong."""
+        grown = memory.grown_mib()
+        self.expect(grown <= MAX_GROWTH_MIB, f"{what}: memory grew by {grown:.0f} MiB")
+        return f"{what} {grown:+.0f} MiB, {self._sent / (time.monotonic() - self._began_at):,.0f}/s"
+
+
+class _Memory:
+    """The resident memory of a process, with its children where it is another one, from `start` on."""
+
+    def __init__(self, pid: int | None = None) -> None:
+        self._pid = pid or os.getpid()
+        self._before = self._mib()
+
+    def start(self) -> None:
+        self._before = self._mib()
+
+    def grown_mib(self) -> float:
+        return self._mib() - self._before
+
+    def _mib(self) -> float:
+        children = Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text(encoding="ascii").split()
+        pids = [str(self._pid), *(children if self._pid != os.getpid() else [])]
+        pages = sum(int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) for pid in pids)
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+class _Ears(logging.Handler):
+    """Notes what the bot logs as an error, every traceback, and what breaks out of its line."""
+
+    def __init__(self, figures: Figures) -> None:
+        super().__init__()
+        self._findings = _Findings(figures)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        is_error = record.levelno >= logging.ERROR and record.name.startswith("bot")
+        self._findings.expect(not is_error, f"logged as an error by {record.name}:", message)
+        if record.exc_info:
+            where = traceback.extract_tb(record.exc_info[2])[-1]
+            self._findings.expect(None, f"a traceback by {record.name} out of {where.name}:", message)
+        if record.name.startswith("bot"):
+            self._findings.expect("\n" not in message, "two lines logged as one:", message)
+
+    def close(self) -> None:
+        self._findings.close()
+        super().close()
+
+
+@contextmanager
+def _heard(figures: Figures) -> Iterator[None]:
+    ours, ears = logging.getLogger("bot"), _Ears(figures)
+    level = ours.level
+    ours.setLevel(logging.INFO)
+    logging.getLogger().addHandler(ears)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(ears)
+        ears.close()
+        ours.setLevel(level)
+
+
+# --- The bot in this process ----------------------------------------------------------------------------------------
+
+
+class _BotAtRest(Bot):
+    """The bot as it is wired, whose worker does nothing: what is due is done by hand."""
+
+    def nudge(self, request_id: int | None = None) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Seen:
+    """How far each table reaches: the last id, and the end of the audit."""
+
+    requests: int
+    decisions: int
+    notices: int
+    events: int
+
+
+class _Neighbourhood:
+    """A bot at rest on the ground's database, between a Slack workspace and an exchange."""
+
+    def __init__(self, *, bot: _BotAtRest, slack: SlackWorkspace, exchange: Exchange, database: Database) -> None:
+        self.bot = bot
+        self.slack = slack
+        self.exchange = exchange
+        self.database = database
+        self.secret = slack.installation.signing_secret
+
+    def deliver(self, hostile: Hostile) -> tuple[int, str]:
+        """The status and the body of the answer."""
+        statuses: list[str] = []
+        body = b"".join(self.bot.wsgi(hostile.environ(), lambda status, *_: statuses.append(status)))  # type: ignore[arg-type]
+        return int(statuses[-1][:3]), body.decode()
+
+    def seen(self) -> _Seen:
+        row = self.rows(
+            "SELECT (SELECT max(id) FROM cancel_requests) AS requests, (SELECT max(id) FROM decisions) AS decisions,"
+            " (SELECT max(id) FROM notices) AS notices, (SELECT seq FROM audit_head) AS events"
+        )[0]
+        return _Seen(**{name: value or 0 for name, value in row.items()})
+
+    def rows(self, query: str, **values: object) -> list[dict[str, Any]]:
+        with self.database.read() as connection:
+            return [dict(row) for row in connection.execute(text(query), values).mappings()]
+
+    def close(self) -> None:
+        self.bot._upbit.close()
+        self.bot._database.close()
+        self.database.close()
+
+
+@contextmanager
+def _neighbourhood(ground: Ground) -> Iterator[_Neighbourhood]:
+    url, key = ground.new_database(), Key()
+    database = Database(url)
+    migrate(database)
+    with (
+        SlackWorkspace(people=(DANA, BEN, CARA, EMIL), post_burst=10**6, posts_per_s=10**6) as slack,
+        Exchange(keys=(key,), requests_per_s=10**6) as exchange,
+    ):
+        told = playground_settings(slack, exchange, key=key, socket_mode=False)
+        settings = load_settings({**told, "DATABASE_URL": url, "MAX_OPEN_REQUESTS_PER_PERSON": str(MAX_OPEN)}, None)
+        bot = _BotAtRest(settings, build_neighbours(settings))
+        bot._learn_identity()
+        place = _Neighbourhood(bot=bot, slack=slack, exchange=exchange, database=database)
+        try:
+            yield place
+        finally:
+            place.close()
+
+
+def _bodies(slack: SlackWorkspace) -> list[bytes]:
+    """Commands and clicks that would do something, were they signed."""
+    payloads, channel = slack._payloads, slack._board.channels[DESK]
+    command = payloads.command(DANA, channel, "/cancel", f"{UUID(int=1)} stolen", None)
+    button = {"type": "button", "action_id": "approve", "block_id": "b", "value": "1"}
+    click = payloads._interaction("block_actions", BEN) | {"actions": [button]}
+    dice = Random(0)
+    return [mutations.form_body(dice, command), mutations.form_body(dice, {"payload": json.dumps(click)})]
+
+
+# --- 1. Not signed --------------------------------------------------------------------------------------------------
+
+
+def _knock(ground: Ground, share: float, dice: Random, findings: _Findings) -> str:
+    """Straight into the door."""
+    with _neighbourhood(ground) as place:
+        strangers = Unsigned(dice, secret=place.secret, now=time.time, bodies=_bodies(place.slack))
+        memory, whole = _Memory(), ground.some(round(UNSIGNED * share))
+        for number in range(whole):
+            if number == round(whole * WARM_UP):
+                memory.start()
+            hostile = strangers.next()
+            status, _ = place.deliver(hostile)
+            findings.sent(f"unsigned: {hostile.family}")
+            # Within the door, Bolt says 404 to what it does not know.
+            is_refused = 400 <= status < 500 and (status != HTTPStatus.NOT_FOUND or hostile.path != EVENTS)
+            findings.expect(is_refused, f"status {status} for an unsigned request:", hostile)
+        findings.expect(
+            place.seen() == _Seen(requests=0, decisions=0, notices=0, events=0), "unsigned, and written down"
+        )
+        findings.expect(not place.slack.calls("chat.postMessage"), "unsigned, and Slack was told")
+        findings.expect(not place.exchange.requests, "unsigned, and the exchange was asked")
+        return findings.note(memory, "unsigned")
+
+
+STATUS: Final = re.compile(rb"\A(?:HTTP/1\.1 100 Continue\r\n\r\n)?HTTP/1\.[01] ([0-9]{3}) ")
+OF_THE_SERVER: Final = {HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED}
+"""What gunicorn answers of its own to what it does not speak."""
+ANSWERED_WITHIN_S: Final = 10.0
+HELD: Final = 8
+"""Connections that stay half a request all the while."""
+MAX_UNANSWERED: Final = 0.05
+
+
+def _knock_at_the_process(ground: Ground, dice: Random, findings: _Findings) -> str:
+    folder = ground.folder / "process"
+    folder.mkdir(parents=True)
+    try:
+        with started(folder, database_url=ground.new_database(), settings={"LOG_LEVEL": "INFO"}) as journey:
+            return _besiege(journey, ground, dice, findings)
+    except (AssertionError, TimeoutError, OSError) as error:
+        findings.expect(None, "the process under fire:", error)
+        return "the process did not survive"
+
+
+def _besiege(journey: Journey, ground: Ground, dice: Random, findings: _Findings) -> str:
+    process = journey.bot._process
+    assert process is not None
+    strangers = Unsigned(
+        dice,
+        secret=journey.slack.installation.signing_secret,
+        now=time.time,
+        bodies=_bodies(journey.slack),
+    )
+    before = len(journey.events())
+    memory, whole = _Memory(process.pid), ground.some(UNSIGNED_OVER_SOCKETS)
+    unanswered = 0
+    with ExitStack() as held:
+        for _ in range(HELD):
+            half = held.enter_context(socket.create_connection(("127.0.0.1", journey.bot.port)))
+            half.sendall(b"POST /slack/events HTTP/1.1\r\nHost: bot.test\r\nX-A: ")
+        for number in range(whole):
+            if number == round(whole * WARM_UP):
+                memory.start()
+            hostile = strangers.next()
+            knock = Raw(family=hostile.family, pieces=(hostile.wire(),))
+            if number % 2:
+                knock = mutations.raw(dice, hostile.wire())
+            findings.sent(f"socket: {knock.family}")
+            status = _status(journey.bot.port, knock, findings)
+            unanswered += status is None and number % 2 == 0
+    # Where the bot closes without reading to the end, the network may take its answer away again.
+    findings.expect(unanswered <= whole * MAX_UNANSWERED + 1, f"{unanswered} well-formed requests were not answered")
+    note = findings.note(memory, "process")
+    findings.expect(len(journey.events()) == before, "unsigned through a socket, and written down")
+    findings.expect(not journey.exchange.requests, "unsigned through a socket, and the exchange was asked")
+    findings.expect(journey.bot.is_running() and journey.bot.get("/healthz") == (200, "ok\n"), "not healthy afterwards")
+    asked = journey.ask(reason="after all that")
+    journey.press(BEN, asked, "approve")
+    journey.shows(asked, "canceled")
+    findings.expect(len(journey.exchange.deletes()) == 1, "not one DELETE for one approval")
+    findings.expect(journey.audit_fault() is None, "the audit does not verify:", journey.audit_fault())
+    complaints = journey.complaints()
+    findings.expect(not complaints, f"{len(complaints)} complaints in the log, such as", *complaints[:1])
+    for line in journey.bot.log().splitlines():
+        findings.expect(_is_object(line), "a line of the log that is no JSON object:", line)
+    return note
+
+
+def _status(port: int, knock: Raw, findings: _Findings) -> int | None:
+    """What it is answered, None where the connection is just closed."""
+    try:
+        answered = _exchange_bytes(port, knock)
+    except TimeoutError:
+        findings.expect(None, "neither answered nor closed:", knock)
+        return None
+    found = STATUS.match(answered)
+    findings.expect(found or not answered, "what came back is no HTTP:", knock, answered)
+    if found is None:
+        return None
+    status, sent = int(found[1]), b"".join(knock.pieces)
+    is_healthy = status == HTTPStatus.OK and (b"/healthz" in sent or b"/readyz" in sent)
+    findings.expect(is_healthy or status in OF_THE_SERVER or 400 <= status < 500, f"status {status} for", knock)
+    return status
+
+
+def _exchange_bytes(port: int, knock: Raw) -> bytes:
+    """Send it and read what comes; a connection that the bot ends is an answer, too. Raises TimeoutError."""
+    answered = b""
+    with suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), timeout=ANSWERED_WITHIN_S) as wire:
+        with suppress(OSError):
+            for piece in knock.pieces:
+                wire.sendall(piece)
+            if knock.end == "close":
+                return b""
+            wire.shutdown(socket.SHUT_WR)
+        while chunk := wire.recv(65_536):
+            answered += chunk
+    return answered
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+# --- 2. Signed ------------------------------------------------------------------------------------------------------
+
+HOME: Final = "T0PLAY"
+BARE: Final = "`'\"‘’“”*_~<>"  # noqa: RUF001 - what people's programs put around what they paste
+TYPED: Final = re.compile(
+    rf"\s*[{BARE}]*([0-9a-fA-F]{{8}}(?:-[0-9a-fA-F]{{4}}){{3}}-[0-9a-fA-F]{{12}})[{BARE}]*(?:\s+(\S+).*)?\s*", re.DOTALL
+)
+CROWD: Final = tuple(Person(f"U0ASKER{number}", f"asker-{number}") for number in range(30))
+MAX_OPEN: Final = 1000
+"""Open requests of one person."""
+TARGETS: Final = 4
+"""Cards that wait for approval at any time."""
+SHOWN: Final = 200
+"""So many cards and private lines are really made and sent, and looked at."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Request:
+    uuid: str
+    requester: str
+    is_pending: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class _Ledger:
+    """What must have come of everything so far."""
+
+    requests: dict[int, _Request] = field(default_factory=dict)
+    triggers: set[str] = field(default_factory=set)
+    approved: set[int] = field(default_factory=set)
+    open_uuids: set[str] = field(default_factory=set)
+    open_of: Counter[str] = field(default_factory=Counter)
+
+    def add(self, request_id: int, request: _Request) -> None:
+        self.requests[request_id] = request
+        self.open_uuids.add(request.uuid)
+        self.open_of[request.requester] += 1
+
+    def decide(self, request_id: int, kind: str) -> None:
+        request = self.requests[request_id]
+        request.is_pending = False
+        if kind == "approve":
+            self.approved.add(request_id)
+        else:
+            self.open_uuids.discard(request.uuid)
+            self.open_of[request.requester] -= 1
+
+    def asks(self, fields: Mapping[str, Any]) -> _Request | None:
+        """The request that these fields, all of a delivery, ask for well and with every right."""
+        named = _named(_plain(fields, "text"))
+        is_one = fields.get("command") == "/cancel" and _plain(fields, "team_id") == HOME and named is not None
+        who, trigger = _plain(fields, "user_id"), _plain(fields, "trigger_id")
+        if not is_one or not who or not trigger or trigger in self.triggers or self.open_of[who] >= MAX_OPEN:
+            return None
+        assert named is not None
+        return None if named in self.open_uuids else _Request(uuid=named, requester=who)
+
+    def decides(self, fields: Mapping[str, Any]) -> tuple[int, str, str] | None:
+        """The request, the kind and the person of the decision that these fields make with every right."""
+        actions, user = fields.get("actions"), fields.get("user")
+        action = actions[0] if isinstance(actions, list) and actions else None
+        if fields.get("type") != "block_actions" or not isinstance(action, dict) or not isinstance(user, dict):
+            return None
+        kind, value, who = action.get("action_id"), action.get("value"), _plain(user, "id")
+        if kind not in ("approve", "deny") or not isinstance(value, str) or not re.fullmatch(r"[1-9][0-9]{0,9}", value):
+            return None
+        request = self.requests.get(int(value))
+        may = who in {person.id for person in APPROVERS} and _plain(user, "team_id") == HOME
+        if request is None or not request.is_pending or not may or (kind == "approve" and who == request.requester):
+            return None
+        return int(value), kind, who
+
+
+def _named(typed: str) -> str | None:
+    found = TYPED.fullmatch(typed)
+    if found is None or (found[2] and TYPED.fullmatch(found[2])):
+        return None
+    return found[1].lower()
+
+
+def _plain(fields: Mapping[str, Any], name: str) -> str:
+    """The text of a field as a database can keep it."""
+    value = fields.get(name)
+    if not isinstance(value, str):
+        return ""
+    return re.sub(r"[\ud800-\udfff]", "\ufffd", re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", value)).strip()
+
+
+def _forge(ground: Ground, _share: float, dice: Random, findings: _Findings) -> str:
+    with _neighbourhood(ground) as place:
+        forger = _Forger(place, dice, findings)
+        memory, whole = _Memory(), ground.some(SIGNED)
+        for number in range(whole):
+            if number == round(whole * WARM_UP):
+                memory.start()
+            forger.send_one()
+        note = findings.note(memory, "signed")
+        forger.let_it_work()
+        fault = AuditLog(place.database).verify().fault
+        findings.expect(fault is None, "the audit does not verify:", fault)
+        return note
+
+
+class _Forger:
+    """Sends what Slack would never send, with Slack's signature, and compares what comes of it with a ledger."""
+
+    def __init__(self, place: _Neighbourhood, dice: Random, findings: _Findings) -> None:
+        self._place = place
+        self._dice = dice
+        self._findings = findings
+        self._ledger = _Ledger()
+        self._channel = place.slack._board.channels[DESK]
+        self._targets: list[int] = []
+        self._before = place.seen()
+        self._last: Hostile | None = None
+        self._trigger = 0
+
+    def send_one(self) -> None:
+        while len(self._targets) < TARGETS:
+            self._add_target()
+        hostile = self._hostile()
+        self._findings.sent(f"signed: {hostile.family}")
+        status, answered = self._place.deliver(hostile)
+        self._judge(hostile, status, answered)
+        self._last = hostile
+
+    def let_it_work(self) -> None:
+        """What was approved is sent, and nothing else; cards and lines go out without what was smuggled into them."""
+        place, ledger = self._place, self._ledger
+        for request_id in ledger.approved:
+            place.bot._workflow.advance(request_id)
+        sent = sorted(delete.uuid or "" for delete in place.exchange.deletes())
+        approved = sorted(ledger.requests[request_id].uuid for request_id in ledger.approved)
+        self._findings.expect(sent == approved, f"{len(approved)} approved, and {len(sent)} DELETEs")
+        due = place.bot._store.due(limit=SHOWN)
+        for request_id in due.exchange:
+            place.bot._workflow.advance(request_id)
+        for request_id in place.bot._store.due(limit=SHOWN).slack:
+            place.bot._workflow.show(request_id)
+        for notice_id in due.notices:
+            place.bot._workflow.deliver(notice_id)
+        for call in place.slack.calls():
+            said = json.dumps([call.arguments.get("text"), call.arguments.get("blocks")], ensure_ascii=False)
+            self._findings.expect(not any(ping in said for ping in PINGS), f"{call.method} pings:", said)
+
+    def _new_trigger(self) -> str:
+        self._trigger += 1
+        return f"trigger-{self._trigger}"
+
+    def _command(self, person: Person, typed: str) -> dict[str, Any]:
+        ours = self._place.slack._payloads.command(person, self._channel, "/cancel", typed, None)
+        return ours | {"trigger_id": self._new_trigger()}
+
+    def _add_target(self) -> None:
+        """A request with a card that waits for approval."""
+        command = self._command(self._dice.choice([DANA, EMIL]), self._place.exchange.place())
+        status, answered = self._place.deliver(self._signed("target", mutations.form_body(Random(0), command), FORM))
+        self._judge_well_formed(command, status, answered)
+
+    def _judge_well_formed(self, command: Mapping[str, Any], status: int, answered: str) -> None:
+        found = re.search(r"Request #([0-9]+) is recorded", answered)
+        self._findings.expect(status == HTTPStatus.OK and found, f"status {status} for a good command:", answered)
+        assert found, "without a request there is nothing to forge"
+        request_id = int(found[1])
+        self._place.bot._workflow.advance(request_id)
+        self._place.bot._workflow.show(request_id)
+        self._ledger.add(request_id, _Request(uuid=command["text"], requester=command["user_id"], is_pending=True))
+        self._ledger.triggers.add(command["trigger_id"])
+        self._targets.append(request_id)
+        self._before = self._place.seen()
+
+    def _signed(self, family: str, body: bytes, content_type: str) -> Hostile:
+        headers = mutations.signed(self._place.secret, body, int(time.time()), content_type=content_type)
+        return Hostile(family=family, headers=headers, body=body)
+
+    def _hostile(self) -> Hostile:
+        dice = self._dice
+        kind = dice.choice(["command"] * 5 + ["click"] * 6 + ["view", "event", "shortcut", "again"])
+        if kind == "again" and self._last is not None:
+            return self._signed("again", self._last.body, dict(self._last.headers)["Content-Type"])
+        fields: dict[str, Any] = (
+            self._command(dice.choice(CROWD), self._typed()) if kind == "command" else self._interaction(kind)
+        )
+        how = {mutations.mutated(dice, fields) for _ in range(dice.choice([0, 1, 1, 1, 2, 3]))}
+        family = f"{kind} {' and '.join(sorted(how)) or 'as it should be'}"
+        if kind == "command" and dice.random() < 0.7:
+            return self._signed(family, mutations.form_body(dice, fields), FORM)
+        if kind != "event" and dice.random() < 0.8:
+            return self._signed(family, mutations.form_body(dice, {"payload": json.dumps(fields)}), FORM)
+        return self._signed(f"{family}, as JSON", json.dumps(fields).encode(), JSON)
+
+    def _typed(self) -> str:
+        dice, requests = self._dice, self._ledger.requests
+        uuid = str(UUID(int=dice.getrandbits(128)))
+        taken = dice.choice([*requests.values()]).uuid
+        return dice.choice(
+            [uuid, f"{uuid} {dice.choice(mutations.TEXTS)}", f"<{uuid.upper()}> x", f"{uuid} {taken}", taken]
+        )
+
+    def _interaction(self, kind: str) -> dict[str, Any]:
+        dice, payloads = self._dice, self._place.slack._payloads
+        person = dice.choice([BEN, EMIL, DANA, DANA, CARA, CARA])
+        fields: dict[str, Any] = payloads._interaction("block_actions", person) | {"trigger_id": self._new_trigger()}
+        target = dice.choice(self._targets)
+        card = {"type": "message", "message_ts": dice.choice(["1.000002", "9.9"]), "channel_id": DESK}
+        action = {
+            "type": "button",
+            "action_id": dice.choice(["approve", "deny", "approve", "withdraw"]),
+            "block_id": "b",
+        }
+        past = dice.choice([target, target, target, dice.choice([*self._ledger.requests]), 10**9])
+        match kind:
+            case "view":
+                view = {"id": "V1", "type": "modal", "callback_id": "approve", "private_metadata": str(target)}
+                return fields | {"type": dice.choice(["view_submission", "view_closed"]), "view": view}
+            case "event":
+                event = {
+                    "type": dice.choice(["message", "app_mention", "app_home_opened"]),
+                    "user": BEN.id,
+                    "text": "/cancel",
+                }
+                return {"type": "event_callback", "team_id": HOME, "event": event | {"channel": DESK, "ts": "1.0"}}
+            case "shortcut":
+                shapes = ["shortcut", "message_action", "interactive_message", "dialog_submission", "block_suggestion"]
+                return fields | {"type": dice.choice(shapes), "callback_id": "approve", "value": str(target)}
+            case _:
+                return fields | {
+                    "actions": [action | {"value": str(past)}],
+                    "container": card,
+                    "channel": {"id": DESK, "name": "desk"},
+                    "response_url": payloads._response_url(person, self._channel, None),
+                }
+
+    def _judge(self, hostile: Hostile, status: int, answered: str) -> None:
+        seen, before, expect = self._place.seen(), self._before, self._findings.expect
+        self._before = seen
+        fields = _fields(hostile)
+        is_command = "command" in fields
+        asked = self._ledger.asks(fields) if is_command and status < 500 else None
+        decided = None if is_command or status >= 500 else self._ledger.decides(fields)
+        expect(status < 500, f"status {status} for a signed delivery:", hostile.family, hostile.body)
+        expect(not any(ping in answered for ping in PINGS), "an answer pings:", answered, hostile.body)
+        expect(seen.events - before.events <= 1, f"{seen.events - before.events} events of one", hostile.body)
+        made = (
+            self._place.rows("SELECT * FROM cancel_requests WHERE id > :id", id=before.requests)
+            if seen.requests != before.requests
+            else []
+        )
+        self._judge_request(asked, made, fields, hostile)
+        rows = (
+            self._place.rows("SELECT * FROM decisions WHERE id > :id", id=before.decisions)
+            if seen.decisions != before.decisions
+            else []
+        )
+        self._judge_decision(decided, rows, hostile)
+        if seen.notices != before.notices:
+            user = fields.get("user")
+            clicker = _plain(user, "id") if isinstance(user, dict) else ""
+            told = {
+                row["user_id"] for row in self._place.rows("SELECT * FROM notices WHERE id > :id", id=before.notices)
+            }
+            expect(told == {clicker}, f"{told} are told of a click by {clicker!r}:", hostile.body)
+
+    def _judge_request(
+        self, asked: _Request | None, made: list[dict[str, Any]], fields: Mapping[str, Any], hostile: Hostile
+    ) -> None:
+        right = [] if asked is None else [(asked.uuid, asked.requester, HOME)]
+        found = [(row["order_uuid"], row["requester_id"], row["team_id"]) for row in made]
+        self._findings.expect(found == right, "not the right requests of a delivery:", found, right, hostile)
+        for row in made:
+            self._ledger.add(row["id"], _Request(uuid=row["order_uuid"], requester=row["requester_id"]))
+        if fields.get("command") == "/cancel":
+            self._ledger.triggers.add(_plain(fields, "trigger_id"))
+
+    def _judge_decision(
+        self, decided: tuple[int, str, str] | None, rows: list[dict[str, Any]], hostile: Hostile
+    ) -> None:
+        right = [] if decided is None else [decided]
+        found = [(row["request_id"], row["kind"], row["actor_id"]) for row in rows]
+        self._findings.expect(found == right, "not the right decisions of a delivery:", found, right, hostile)
+        for row in rows:
+            self._ledger.decide(row["request_id"], row["kind"])
+            if row["request_id"] in self._targets:
+                self._targets.remove(row["request_id"])
+
+
+def _fields(hostile: Hostile) -> dict[str, Any]:
+    """What was delivered, whichever way it is wrapped; empty where it is no object."""
+    body = hostile.body.decode()
+    if dict(hostile.headers)["Content-Type"] == JSON:
+        fields = json.loads(body)
+    else:
+        fields = dict(parse_qsl(body, keep_blank_values=True))
+        with suppress(ValueError):
+            fields = json.loads(fields["payload"]) if "payload" in fields else fields
+    return fields if isinstance(fields, dict) else {}
+
+
+# --- 3. The exchange's answers --------------------------------------------------------------------------------------
+
+DEADLINE_S: Final = 2.0
+LATEST_S: Final = DEADLINE_S * 1.1
+CLIENTS: Final = 8
+DRIP_EVERY_S: Final = 0.05
+MAX_DRIPS: Final = 200
+BAN_S: Final = 100_000.0
+
+
+def _mislead(ground: Ground, share: float, dice: Random, findings: _Findings) -> str:
+    over_sockets = ground.some(round(ANSWERS_OVER_SOCKETS * share))
+    memory, whole = _Memory(), ground.some(round(ANSWERS * share)) - over_sockets
+    for number in range(max(whole, 1)):
+        if number == round(whole * WARM_UP):
+            memory.start()
+        uuid, other = (str(UUID(int=dice.getrandbits(128))) for _ in range(2))
+        said = mutations.answer(dice, uuid, other)
+        findings.sent(f"answer: {said.family}")
+        outcome = decipher(said.status, dict(said.headers), said.body, uuid=uuid)
+        _judge_outcome(outcome, said.status, said.body, uuid, findings)
+    with _Liar() as liar, ThreadPoolExecutor(CLIENTS) as threads:
+        seeds = [dice.getrandbits(64) for _ in range(CLIENTS)]
+        each = over_sockets // CLIENTS + 1
+        for done in [threads.submit(_ask_a_liar, liar, Random(seed), each, findings) for seed in seeds]:
+            done.result()
+    return findings.note(memory, "answers")
+
+
+def _judge_outcome(
+    outcome: Order | Refusal | Refused | Doubt | Unknown,
+    status: int,
+    body: bytes | None,
+    uuid: str,
+    findings: _Findings,
+) -> None:
+    """Whether what was made of the answer is in it; `body` None stands for an answer that did not come whole."""
+    match outcome:
+        case Order():
+            is_told = status == HTTPStatus.OK and body is not None and _tells(body, outcome, uuid)
+            findings.expect(is_told, f"{outcome} out of status {status},", body)
+        case Refusal(name=name, proves_nothing_happened=True) | Refused(name=name, proves_nothing_happened=True):
+            is_by_status = (status, name) in {(429, "too_many_requests"), (418, "banned")}
+            is_by_name = 400 <= status < 500 and name in CERTAIN_NAMES and _names(body, name)
+            findings.expect(is_by_status or is_by_name, f"{name} taken for certain out of status {status},", body)
+        case Refusal(name=name) | Refused(name=name):
+            findings.expect(400 <= status < 500 and _names(body, name), f"{name} out of status {status},", body)
+        case _:
+            pass
+
+
+def _names(body: bytes | None, name: str) -> bool:
+    fields = _strict(body)
+    error = fields.get("error") if isinstance(fields, dict) else None
+    return isinstance(error, dict) and error.get("name") == name
+
+
+def _strict(body: bytes | None) -> Any:
+    """JSON in which no field stands twice and no number is none; None where it is not."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({name for name, _ in pairs}) != len(pairs):
+            raise ValueError
+        return dict(pairs)
+
+    def refuse(_: str) -> None:
+        raise ValueError
+
+    try:
+        return json.loads((body or b"").decode(), object_pairs_hook=once, parse_float=Decimal, parse_constant=refuse)
+    except (ValueError, RecursionError, InvalidOperation):
+        return None
+
+
+def _tells(body: bytes, order: Order, uuid: str) -> bool:
+    """Whether the body is an object with this very uuid in which every value of the order stands, and no more."""
+    fields = _strict(body)
+    if not isinstance(fields, dict) or order.uuid != uuid or fields.get("uuid") != uuid:
+        return False
+    fee = fields["remaining_fee"] if "remaining_fee" in fields else fields.get("remaing_fee")
+    told = {**fields, "remaining_fee": fee}
+    return all(_is_same(told.get(name), getattr(order, name)) for name in order.__dataclass_fields__)
+
+
+def _is_same(told: Any, read: str | int | Decimal | None) -> bool:
+    if read is None or isinstance(read, str):
+        return told == read or (read is None and told == "")
+    return not isinstance(told, bool) and Decimal(told) == read
+
+
+class _Liar:
+    """An exchange on loopback that answers each order's request with what was prepared for it."""
+
+    def __init__(self) -> None:
+        self.replies: dict[str, Reply] = {}
+        self.asked: Counter[str] = Counter()
+        self._stopping = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._threads = [threading.Thread(target=self._accept, name="liar")]
+        self._open: list[socket.socket] = []
+
+    def __enter__(self) -> Self:
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        for each in (self._listener, *self._open):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        for thread in [*self._threads]:
+            thread.join()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while not self._stopping.is_set():
+                connection, _ = self._listener.accept()
+                self._open = [each for each in self._open if each.fileno() >= 0] + [connection]
+                self._threads = [each for each in self._threads if each.is_alive()]
+                thread = threading.Thread(target=self._converse, args=(connection,), name="liar")
+                self._threads.append(thread)
+                thread.start()
+
+    def _converse(self, connection: socket.socket) -> None:
+        with suppress(OSError), connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while reply := self._heard(connection):
+                connection.sendall(reply.sent)
+                if reply.then != "keep":
+                    self._end(connection, reply)
+                    return
+
+    def _heard(self, connection: socket.socket) -> Reply | None:
+        request = b""
+        while not request.endswith(b"\r\n\r\n"):
+            received = connection.recv(65_536)
+            if not received:
+                return None
+            request += received
+        uuid = request.partition(b"uuid=")[2][:36].decode()
+        self.asked[uuid] += 1
+        return self.replies[uuid]
+
+    def _end(self, connection: socket.socket, reply: Reply) -> None:
+        if reply.then == "silence":
+            connection.recv(1)
+        for _ in range(MAX_DRIPS if reply.then == "drip" else 0):
+            if self._stopping.wait(DRIP_EVERY_S):
+                return
+            connection.sendall(b"x")
+
+
+class _Skipping:
+    """A clock that can leave a ban behind."""
+
+    def __init__(self) -> None:
+        self.skipped_s = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.skipped_s
+
+
+def _ask_a_liar(liar: _Liar, dice: Random, times: int, findings: _Findings) -> None:
+    clock = _Skipping()
+    client = UpbitClient(
+        server_url=liar.url,
+        access_key="made-up-access-key",
+        secret_key="made-up-secret-key-of-forty-characters-..",
+        deadline_s=DEADLINE_S,
+        monotonic=clock,
+    )
+    try:
+        for _ in range(times):
+            _ask_once(client, liar, dice, findings)
+            # A tenth of the calls meet the brake of the answer before.
+            clock.skipped_s += BAN_S if dice.random() < 0.9 else 0.0
+    finally:
+        client.close()
+
+
+def _ask_once(client: UpbitClient, liar: _Liar, dice: Random, findings: _Findings) -> None:
+    uuid, other = (str(UUID(int=dice.getrandbits(128))) for _ in range(2))
+    reply = liar.replies[uuid] = mutations.reply(dice, mutations.answer(dice, uuid, other))
+    is_delete = dice.random() < 0.5
+    findings.sent(f"answer on the wire: {reply.family}")
+    began_at = time.monotonic()
+    answer: LookAnswer | CancelAnswer
+    try:
+        answer = (
+            client.cancel_order(uuid, nonce=str(UUID(int=dice.getrandbits(128))))
+            if is_delete
+            else client.get_order(uuid)
+        )
+    except Exception as error:  # noqa: BLE001 - that it raises is the finding
+        findings.expect(None, f"the client raised {type(error).__name__} at", reply)
+        return
+    took_s = time.monotonic() - began_at
+    findings.expect(took_s <= LATEST_S, f"a call took {took_s:.2f} s of {DEADLINE_S} s:", reply)
+    asked = liar.asked[uuid]
+    findings.expect(asked <= 1, f"one call, {asked} requests:", reply)
+    findings.expect(not asked or not isinstance(answer, NotSent), "not sent, and it arrived:", answer, reply)
+    findings.expect(not isinstance(answer, Found if is_delete else Accepted), "the answer to another method:", answer)
+    if isinstance(answer, Found | Accepted):
+        _judge_outcome(answer.order, reply.answer.status, reply.body, uuid, findings)
+    elif isinstance(answer, Refused):
+        _judge_outcome(answer, reply.answer.status, reply.body, uuid, findings)
+    del liar.replies[uuid], liar.asked[uuid]
