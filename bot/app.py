@@ -263,7 +263,7 @@ Asked of each record, not set on the loggers: Bolt sets the levels of its own.
 """
 
 
-def _is_fit_to_print(record: logging.LogRecord) -> bool:
+def is_fit_to_print(record: logging.LogRecord) -> bool:
     return record.levelno >= LEAST_LEVELS.get(record.name.partition(".")[0], logging.NOTSET)
 
 
@@ -277,7 +277,7 @@ def configure_logging(level: str) -> None:
         structlog.processors.format_exc_info,
     ]
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(_is_fit_to_print)
+    handler.addFilter(is_fit_to_print)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

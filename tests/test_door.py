@@ -284,6 +284,7 @@ TURNED_AWAY: dict[str, tuple[bytes, Headers, int]] = {
         for name, body in {
             "command of nobody": command(user_id=""),
             "command without a person": command(user_id=None),
+            "command with a blank trigger": command(trigger_id=" \x00\u200b"),
             "command without a trigger": command(trigger_id=None),
             "command of no workspace": command(team_id=None),
             "command with a field twice": COMMAND + b"&user_id=U2",

@@ -18,7 +18,8 @@ MAX_FIELDS: Final = 100
 
 _KIND: Final = re.compile(r"[a-z_]{1,40}")
 
-Needed = Annotated[str, Field(min_length=1)]
+Needed = Annotated[str, Field(pattern=r"[^\s\p{C}]")]
+"""Text with something in it that can be seen."""
 
 
 class UnreadableError(Exception):

@@ -66,7 +66,7 @@ class Door:
         signing_secret: str | None,
         ready: Callable[[], Readiness],
         health: Callable[[], bool] = lambda: True,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] | None = None,
     ) -> None:
         """`health` tells whether this process is alive and asks nothing outside of it.
 
@@ -78,7 +78,7 @@ class Door:
         self._key = (signing_secret or "").encode()
         self._ready = ready
         self._health = health
-        self._now = now
+        self._now = now or time.time
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         try:

@@ -84,7 +84,7 @@ def run(ground: Ground) -> Figures:
         _on_postgresql(ground, figures)
     else:
         _on_sqlite(ground, figures)
-    return figures.stop_watch()
+    return figures
 
 
 def _on_postgresql(ground: Ground, figures: Figures) -> None:

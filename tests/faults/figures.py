@@ -7,7 +7,6 @@ Each experiment is a module of this folder with a function
 that plays once on the database of its ground. Whatever it finds wrong it writes into `Figures.faulty`, in sentences.
 """
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,8 +45,7 @@ class Figures:
     faulty: list[str] = field(default_factory=list)  #: any other promise that was broken
     duplicates: int = 0  #: messages that say a second time what the channel had been told
     note: str = ""  #: the figures that only this experiment has
-    seconds: float = 0.0
-    began_at: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0  #: measured by who plays it
 
     @property
     def violations(self) -> list[str]:
@@ -57,10 +55,6 @@ class Figures:
         """Note a broken promise."""
         if not truth:
             self.faulty.append(otherwise)
-
-    def stop_watch(self) -> "Figures":
-        self.seconds = time.monotonic() - self.began_at
-        return self
 
 
 HEADINGS: Final = (

@@ -36,7 +36,7 @@ from uuid import UUID
 from journey import Journey, started
 from sqlalchemy import text
 
-from bot.app import Bot, build_neighbours
+from bot.app import Bot, build_neighbours, is_fit_to_print
 from bot.database.audit_log import AuditLog
 from bot.database.engine import Database
 from bot.database.migration import migrate
@@ -64,7 +64,7 @@ MAX_GROWTH_MIB: Final = 50
 WARM_UP: Final = 0.1
 MAX_TOLD: Final = 3
 """Sentences of one kind about one part; what comes after them is counted only."""
-MAX_SHOWN_CHARS: Final = 300
+MAX_SHOWN_CHARS: Final = 600
 
 
 def run(ground: Ground) -> Figures:
@@ -81,7 +81,7 @@ def run(ground: Ground) -> Figures:
     notes.append(_knock_at_the_process(ground, dice, findings))
     findings.close()
     figures.note = "; ".join(notes)
-    return figures.stop_watch()
+    return figures
 
 
 class _Findings:
@@ -147,6 +147,7 @@ class _Ears(logging.Handler):
     def __init__(self, figures: Figures) -> None:
         super().__init__()
         self._findings = _Findings(figures)
+        self.addFilter(is_fit_to_print)
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
@@ -625,9 +626,12 @@ class _Forger:
         seen, before, expect = self._place.seen(), self._before, self._findings.expect
         self._before = seen
         fields = _fields(hostile)
-        is_command = "command" in fields
-        asked = self._ledger.asks(fields) if is_command and status < 500 else None
-        decided = None if is_command or status >= 500 else self._ledger.decides(fields)
+        is_command, is_taken = "command" in fields, status == HTTPStatus.OK
+        asked = self._ledger.asks(fields) if is_command and is_taken else None
+        decided = self._ledger.decides(fields) if is_taken and not is_command else None
+        expect(
+            is_taken or not _is_good(hostile), f"status {status} for what Slack sends:", hostile.family, hostile.body
+        )
         expect(status < 500, f"status {status} for a signed delivery:", hostile.family, hostile.body)
         expect(not any(ping in answered for ping in PINGS), "an answer pings:", answered, hostile.body)
         expect(seen.events - before.events <= 1, f"{seen.events - before.events} events of one", hostile.body)
@@ -636,7 +640,9 @@ class _Forger:
             if seen.requests != before.requests
             else []
         )
-        self._judge_request(asked, made, fields, hostile)
+        self._judge_request(asked, made, hostile)
+        if is_taken and fields.get("command") == "/cancel":
+            self._ledger.triggers.add(_plain(fields, "trigger_id"))
         rows = (
             self._place.rows("SELECT * FROM decisions WHERE id > :id", id=before.decisions)
             if seen.decisions != before.decisions
@@ -651,27 +657,33 @@ class _Forger:
             }
             expect(told == {clicker}, f"{told} are told of a click by {clicker!r}:", hostile.body)
 
-    def _judge_request(
-        self, asked: _Request | None, made: list[dict[str, Any]], fields: Mapping[str, Any], hostile: Hostile
-    ) -> None:
+    def _judge_request(self, asked: _Request | None, made: list[dict[str, Any]], hostile: Hostile) -> None:
         right = [] if asked is None else [(asked.uuid, asked.requester, HOME)]
         found = [(row["order_uuid"], row["requester_id"], row["team_id"]) for row in made]
-        self._findings.expect(found == right, "not the right requests of a delivery:", found, right, hostile)
+        self._findings.expect(found == right, "not the right requests of a delivery:", found, right, hostile.body)
         for row in made:
             self._ledger.add(row["id"], _Request(uuid=row["order_uuid"], requester=row["requester_id"]))
-        if fields.get("command") == "/cancel":
-            self._ledger.triggers.add(_plain(fields, "trigger_id"))
 
     def _judge_decision(
         self, decided: tuple[int, str, str] | None, rows: list[dict[str, Any]], hostile: Hostile
     ) -> None:
         right = [] if decided is None else [decided]
         found = [(row["request_id"], row["kind"], row["actor_id"]) for row in rows]
-        self._findings.expect(found == right, "not the right decisions of a delivery:", found, right, hostile)
+        self._findings.expect(found == right, "not the right decisions of a delivery:", found, right, hostile.body)
         for row in rows:
             self._ledger.decide(row["request_id"], row["kind"])
             if row["request_id"] in self._targets:
                 self._targets.remove(row["request_id"])
+
+
+GOOD: Final = {"command as it should be": "command", "click as it should be": "payload"}
+"""The families that Slack could have sent, and the field that tells them."""
+
+
+def _is_good(hostile: Hostile) -> bool:
+    """Whether Slack could have sent it: nothing mutated, in the right wrapping, no field twice."""
+    names = [name for name, _ in parse_qsl(hostile.body.decode(), keep_blank_values=True)]
+    return GOOD.get(hostile.family) in names and len(names) == len(set(names))
 
 
 def _fields(hostile: Hostile) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def run(ground: Ground) -> Figures:
         f"the bot never came to {', '.join(sorted(planned - drama.struck))} (seed {ground.seed})",
     )
     figures.note = f"{len(planned & drama.struck)} points struck of {len(planned)}, {explained} duplicates explained"
-    return figures.stop_watch()
+    return figures
 
 
 # The plan -----------------------------------------------------------------------------------------------------------

@@ -243,7 +243,7 @@ def run(ground: Ground) -> Figures:
         if not figures.lost
         else f"{doubted} requests unresolved, not all resolved"
     )
-    return figures.stop_watch()
+    return figures
 
 
 def _rounds(ground: Ground) -> list[Round]:

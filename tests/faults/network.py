@@ -100,7 +100,7 @@ def run(ground: Ground) -> Figures:
         f"of the bot's own {audited_s:.2f} s, in fair weather {fair_s * 1000:.0f} ms; {ended_early} requests ended in "
         f"bad weather"
     )
-    return figures.stop_watch()
+    return figures
 
 
 # The client alone ---------------------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ from rich.table import Table
 from faults.figures import HEADINGS, Figures, Ground, Kind, row
 
 AT_A_TIME: Final = 2
+MOST: Final = 12
+"""Kinds of faults that are told while the experiments run."""
 
 EXPERIMENTS: Final[tuple[tuple[str, Sequence[Kind]], ...]] = (
     # The longest first, so that none of them is left over at the end.
@@ -111,7 +113,8 @@ def main() -> int:
 
 def _in_short(figures: Figures) -> str:
     found = f"{len(figures.violations)} broken promises" if figures.violations else "fine"
-    return f"{found} after {figures.seconds:.0f} s; {', '.join(f'{n} {name}' for name, n in figures.faults.items())}"
+    most = ", ".join(f"{times} {name}" for name, times in figures.faults.most_common(MOST))
+    return f"{found} after {figures.seconds:.0f} s; {most}"
 
 
 def _table(all_figures: Sequence[Figures]) -> Table:

@@ -100,7 +100,7 @@ def run(ground: Ground) -> Figures:
             sentence = told.violation.partition("\n")[0]
             _kind_of(sentence, figures).append(sentence)
     figures.note = f"{worlds:,} worlds, {deletes:,} DELETEs, {events:,} events"
-    return figures.stop_watch()
+    return figures
 
 
 def _kind_of(violation: str, figures: Figures) -> list[str]:

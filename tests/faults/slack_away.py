@@ -116,7 +116,7 @@ def run(ground: Ground) -> Figures:
         for kind in ("wrong", "lost", "double", "faulty"):
             getattr(figures, kind).extend(getattr(part, kind))
     figures.note = "; ".join(part.note for part in played)
-    return figures.stop_watch()
+    return figures
 
 
 # --- What people do and must hear -----------------------------------------------------------------------------------
