@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 WORLDS ?= 1000
+SCALE ?= 1
 SEED ?= 0
 DATABASE ?= sqlite
 UV := .tools/bin/uv
@@ -15,7 +16,7 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_SYSTEM_CERTS := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sim mutants check lock clean
+.PHONY: help setup demo test sim faults mutants check lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +31,9 @@ test: $(VENV) ## Run the tests and measure the branches they take
 
 sim: $(VENV) ## Play WORLDS random histories from SEED on, and judge them
 	@PYTHONPATH=tests $(BIN)/python -m faults.simulate --worlds $(WORLDS) --seed $(SEED) --database $(DATABASE)
+
+faults: $(VENV) ## Play every experiment with faults, SCALE times as large, with the dice of SEED
+	@PYTHONPATH=tests $(BIN)/python -m faults.run --scale $(SCALE) --seed $(SEED)
 
 mutants: $(VENV) ## Plant bugs, one at a time, and show that the tests notice
 	@$(BIN)/python tests/faults/mutants.py

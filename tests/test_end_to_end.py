@@ -1,9 +1,10 @@
 """The whole way, with the real process: Slack and Upbit are on loopback, and everything between them is the bot."""
 
 import json
+import socket
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -634,6 +635,18 @@ def test_while_nothing_can_be_written_nothing_is_done_and_people_are_told(tmp_pa
         journey.press(BEN, asked, "approve")
         assert "Canceled" in journey.verdict(asked)
         assert journey.audit_fault() is None
+
+
+def test_who_sends_half_a_request_does_not_keep_the_bot_from_others(tmp_path: Path) -> None:
+    """Sixteen threads serve; sixteen strangers who never finish their request must not make the bot deaf."""
+    with started(tmp_path) as journey, ExitStack() as held:
+        halves = [
+            held.enter_context(socket.create_connection(("127.0.0.1", journey.bot.port), timeout=20)) for _ in range(20)
+        ]
+        for half in halves:
+            half.sendall(b"POST /slack/events HTTP/1.1\r\nHost: bot.test\r\nContent-Length: 9\r\n")
+        journey.until(lambda: journey.bot.get("/healthz") == (200, "ok\n"), timeout_s=20)
+        assert {half.recv(1) for half in halves} == {b""}
 
 
 # --- Secrets --------------------------------------------------------------------------------------------------------

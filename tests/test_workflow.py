@@ -55,14 +55,15 @@ class ScriptedExchange:
         self.cancels: list[CancelAnswer] = [Accepted(order=OPEN, call=DELETE)]
         self.sent: list[str] = []
         self.looked = 0
+        self.holds: dict[str, float] = {}
 
     def get_order(self, uuid: str) -> LookAnswer:
         self.looked += 1
         answer = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
         return replace(answer, order=replace(answer.order, uuid=uuid)) if isinstance(answer, Found) else answer
 
-    def hold_s(self, _method: Literal["GET", "DELETE"]) -> float:
-        return 0.0
+    def hold_s(self, method: Literal["GET", "DELETE"]) -> float:
+        return self.holds.get(method, 0.0)
 
     def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
         self.sent.append(nonce)
@@ -764,3 +765,143 @@ def test_a_lane_that_could_not_be_given_back_is_taken_up_again_at_once(story: St
     else:
         workflow.show(request_id)
         assert story.request(request_id).card_shown_revision == story.request(request_id).revision
+
+
+# When the exchange wants to be left alone
+
+
+def test_what_a_rate_limit_holds_back_is_left_as_it_is(story: Story) -> None:
+    """Hundreds of requests that each wrote down that nothing was done would be the next overload."""
+    request_id = story.approved()
+    before = story.request(request_id)
+    story.exchange.holds = {"GET": 0.4, "DELETE": 0.4}
+    assert not story.workflow.may_look()
+    assert story.workflow.advance(request_id) == 0.4
+    assert story.request(request_id) == before
+    assert story.exchange.sent == []
+
+
+def test_a_cancel_goes_where_only_looks_are_held_back(story: Story) -> None:
+    """The last calls of a second are kept for cancels."""
+    request_id = story.approved()
+    story.exchange.holds = {"GET": 0.4}
+    story.workflow.advance(request_id)
+    assert story.exchange.sent == ["nonce-0"]
+    looked = story.exchange.looked
+    assert story.workflow.advance(request_id) == 0.4
+    assert story.exchange.looked == looked
+
+
+def test_a_pending_request_expires_while_the_exchange_holds_everything_back(story: Story) -> None:
+    """Its time was told to people, and nothing of Upbit's is needed for it."""
+    request_id = story.asked()
+    story.clock.advance(1801)
+    story.exchange.holds = {"GET": 0.4, "DELETE": 0.4}
+    story.workflow.advance(request_id)
+    assert story.state(request_id) is State.EXPIRED
+
+
+def test_during_a_ban_nothing_is_announced_and_the_cancel_lapses_in_its_time(story: Story) -> None:
+    """`cancel.sent` says that a cancel may have left: not while it is known that it cannot."""
+    request_id = story.approved()
+    story.exchange.holds = {"GET": 600.0, "DELETE": 600.0}
+    assert story.workflow.may_look()
+    story.go_on(request_id, for_s=299)
+    assert story.state(request_id) is State.APPROVED
+    story.go_on(request_id, for_s=3)
+    assert story.state(request_id) is State.LAPSED
+    assert "cancel.sent" not in story.actions(request_id)
+
+
+# When the clock is set
+
+
+def test_a_clock_that_leaps_does_not_make_one_look_enough_for_failed(story: Story) -> None:
+    """The cancel is on its way, and ten minutes pass in a moment: people are called, and the order is looked at."""
+    request_id = story.approved()
+    story.workflow.advance(request_id)
+    story.clock.advance(600)
+    story.exchange.looks = [sees(OPEN), sees(OPEN), sees(CANCELED)]
+    story.go_on(request_id, for_s=59)
+    assert "outcome.unresolved" in story.actions(request_id)
+    assert story.state(request_id) is State.CANCELED
+
+
+def test_a_clock_that_leaps_does_not_make_one_look_enough_for_rejected(story: Story) -> None:
+    """Upbit said that there is no such order, and the first look shows it open: it may yet be canceled."""
+    request_id = story.approved()
+    story.exchange.cancels = [GONE]
+    story.workflow.advance(request_id)
+    story.clock.advance(20)
+    story.exchange.looks = [sees(OPEN), sees(CANCELED)]
+    story.go_on(request_id, for_s=5)
+    assert story.state(request_id) is State.CANCELED
+
+
+def test_people_are_called_after_ten_looks_where_the_clock_was_set_back(story: Story) -> None:
+    """By the clock it has not been long; by what was tried it has."""
+    request_id = story.approved()
+    story.workflow.advance(request_id)
+    story.clock.advance(-86_400)
+    story.go_on(request_id, for_s=59)
+    assert story.state(request_id) is State.UNRESOLVED
+    assert story.exchange.looked < 20
+
+
+@pytest.mark.parametrize("back_s", [2, 600, 86_400])
+def test_a_clock_that_is_set_back_delays_no_cancel(story: Story, back_s: float) -> None:
+    """Everything that waits would otherwise wait for as long as the clock was set back."""
+    request_id = story.approved()
+    story.exchange.cancels = [NOT_SENT, Accepted(order=OPEN, call=DELETE)]
+    story.exchange.looks = [sees(CANCELED)]
+    story.workflow.advance(request_id)  # not sent: it waits to be sent again
+    story.store.due(limit=10)
+    story.clock.advance(-back_s)
+    story.go_on(request_id, for_s=3)
+    assert story.state(request_id) is State.CANCELED
+    assert story.slack.verdicts == [State.CANCELED]
+    times = [event["occurred_at"] for event in AuditLog(story.database).list(Filter(), limit=100, newest_first=False)]
+    times = [str(e["occurred_at"]) for e in AuditLog(story.database).list(Filter(), limit=100, newest_first=False)]
+
+
+def test_a_request_expires_by_the_clock_also_after_it_was_set_back(story: Story) -> None:
+    """The card tells a time of day."""
+    request_id = story.asked()
+    story.store.due(limit=10)
+    story.clock.advance(-600)
+    story.go_on(request_id, for_s=2390)
+    assert story.state(request_id) is State.PENDING
+    story.go_on(request_id, for_s=20)
+    assert story.state(request_id) is State.EXPIRED
+
+
+def test_a_lease_that_a_clock_made_long_is_cut(story: Story) -> None:
+    """Who held it may be dead; who lives is protected by the fence."""
+    request_id = story.approved()
+    held = present(story.store.lease(request_id, Lane.EXCHANGE))
+    story.store.due(limit=10)
+    story.clock.advance(-600)
+    story.store.due(limit=10)
+    assert story.store.lease(request_id, Lane.EXCHANGE) is None
+    story.clock.advance(LEASE.total_seconds())
+    taken = present(story.store.lease(request_id, Lane.EXCHANGE))
+    assert taken.fence == held.fence + 1
+
+
+# Who comes late
+
+
+def test_a_card_that_was_drawn_late_is_drawn_once_more(story: Story) -> None:
+    """It stood still in the middle of drawing; meanwhile somebody else drew what is true now."""
+    request_id = story.asked()
+    with story.store.transaction(request_id) as tx:
+        tx.change(redraw=True)
+    late = present(story.store.lease(request_id, Lane.SLACK))
+    story.clock.advance(LEASE.total_seconds())
+    assert story.workflow.show(request_id) is None
+    assert story.store.due(limit=1).slack == ()
+    assert story.store.release(late, due_in_s=None, seen_revision=0) is None
+    assert story.store.due(limit=1).slack == (request_id,)
+    drawn = len(story.slack.cards)
+    story.workflow.show(request_id)
+    assert len(story.slack.cards) == drawn + 1

@@ -44,29 +44,31 @@ EXPERIMENTS: Final[tuple[tuple[str, Sequence[Kind]], ...]] = (
 
 
 def play(name: str, kind: Kind, *, scale: float, seed: int) -> Figures:
-    """Play one experiment on new ground. What it raises is a finding, too."""
+    """Play one experiment on new ground."""
     server = Postgresql() if kind == "postgresql" else None
+    try:
+        with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder:
+            new_database = server.create if server else SqliteFiles(Path(folder))
+            return play_on(
+                Ground(folder=Path(folder), kind=kind, new_database=new_database, scale=scale, seed=seed), name
+            )
+    finally:
+        if server is not None:
+            server.stop()
+
+
+def play_on(ground: Ground, name: str) -> Figures:
+    """Play one experiment. What it raises is a finding, too."""
     began_at = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder:
-        ground = Ground(
-            folder=Path(folder),
-            kind=kind,
-            new_database=server.create if server else _SqliteFiles(Path(folder)),
-            scale=scale,
-            seed=seed,
-        )
-        try:
-            figures: Figures = importlib.import_module(f"faults.{name}").run(ground)
-        except Exception:  # noqa: BLE001 - an experiment that breaks off must not hide the others
-            figures = Figures(experiment=name, database=kind, faulty=[traceback.format_exc()])
-        finally:
-            if server is not None:
-                server.stop()
+    try:
+        figures: Figures = importlib.import_module(f"faults.{name}").run(ground)
+    except Exception:  # noqa: BLE001 - an experiment that breaks off must not hide the others
+        figures = Figures(experiment=name, database=ground.kind, faulty=[traceback.format_exc()])
     figures.seconds = time.monotonic() - began_at
     return figures
 
 
-class _SqliteFiles:
+class SqliteFiles:
     """Gives URLs of SQLite files in a folder, a new one each time."""
 
     def __init__(self, folder: Path) -> None:
