@@ -860,8 +860,9 @@ def test_a_clock_that_is_set_back_delays_no_cancel(story: Story, back_s: float) 
     story.go_on(request_id, for_s=3)
     assert story.state(request_id) is State.CANCELED
     assert story.slack.verdicts == [State.CANCELED]
-    times = [event["occurred_at"] for event in AuditLog(story.database).list(Filter(), limit=100, newest_first=False)]
-    times = [str(e["occurred_at"]) for e in AuditLog(story.database).list(Filter(), limit=100, newest_first=False)]
+    times = [
+        str(event["occurred_at"]) for event in AuditLog(story.database).list(Filter(), limit=100, newest_first=False)
+    ]
 
 
 def test_a_request_expires_by_the_clock_also_after_it_was_set_back(story: Story) -> None:
