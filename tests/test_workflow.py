@@ -863,6 +863,7 @@ def test_a_clock_that_is_set_back_delays_no_cancel(story: Story, back_s: float) 
     times = [
         str(event["occurred_at"]) for event in AuditLog(story.database).list(Filter(), limit=100, newest_first=False)
     ]
+    assert times == sorted(times)
 
 
 def test_a_request_expires_by_the_clock_also_after_it_was_set_back(story: Story) -> None:

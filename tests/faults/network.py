@@ -13,7 +13,7 @@ import json
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -56,6 +56,10 @@ WEATHERS_OF_CALLS: Final = {
     TRICKLE: Weather(bytes_per_s=200),
     "nothing comes through": Weather(silent_share=1.0),
 }
+
+A_FEW: Final = ("30 % resets", CUTS, FAIR_WEATHER, TRICKLE)
+"""The weathers of a small experiment."""
+SMALL: Final = 0.1
 
 REQUESTS: Final = 26  #: in each weather
 CALLS: Final = 56  #: in each weather
@@ -103,6 +107,10 @@ def run(ground: Ground) -> Figures:
     return figures
 
 
+def _some(ground: Ground, weathers: Mapping[str, Weather]) -> dict[str, Weather]:
+    return {name: weather for name, weather in weathers.items() if ground.scale >= SMALL or name in A_FEW}
+
+
 # The client alone ---------------------------------------------------------------------------------------------------
 
 
@@ -124,7 +132,7 @@ def _clients_in_all_weathers(ground: Ground, calls: Calls) -> Iterator[Exchange]
     some = ground.some(CALLS, at_least=CALLERS // 2)
     with Exchange(requests_per_s=100_000) as exchange, ExitStack() as stack:
         ways = {}
-        for number, (name, weather) in enumerate(WEATHERS_OF_CALLS.items()):
+        for number, (name, weather) in enumerate(_some(ground, WEATHERS_OF_CALLS).items()):
             ways[name] = stack.enter_context(_way_to(exchange, seed=ground.seed + number))
             ways[name].weather = weather
         with _way_to(exchange, seed=ground.seed) as closed:
@@ -176,7 +184,7 @@ def _play(ground: Ground, figures: Figures) -> tuple[float, int]:
     """A bot in each weather; how long the longest call lasted, and how many requests ended before it cleared up."""
     with ExitStack() as stack:
         stages = []
-        for number, name in enumerate(WEATHERS):
+        for number, name in enumerate(_some(ground, WEATHERS)):
             proxy = stack.enter_context(TcpProxy([], rng=random.Random(ground.seed + number)))
             # One after the other: migrations know no threads.
             here = stack.enter_context(stand(replace(ground, seed=ground.seed + number), network=proxy))
