@@ -8,7 +8,7 @@ cannot fork. What a chain alone cannot show is a tail that was cut or rewritten 
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -55,11 +55,14 @@ class Chain:
         self._appended = False
 
     def append(self, event: AuditEvent, *, occurred_at: datetime) -> None:
-        """Write the event as the next one, never before the last one's time: a clock may have been set back.
+        """Write the event as the next one. `write_head` must follow in the same transaction.
 
-        `write_head` must follow in the same transaction.
+        Time never runs backwards along the chain: while the clock is behind the last event, that one's time is repeated
+        and the clock's own goes into the details.
         """
-        occurred_at = max(occurred_at, self.occurred_at)
+        if occurred_at < self.occurred_at:
+            event = replace(event, details={**event.details, "clock": timestamp(occurred_at)})
+            occurred_at = self.occurred_at
         entry_columns = columns(event, seq=self._seq + 1, occurred_at=occurred_at)
         entry = canonical(entry_columns)
         entry_hash = chain_hash(self._hash, entry)

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from pathlib import Path
 from random import Random
 from typing import Final, Self
@@ -273,7 +274,7 @@ class _People:
         )
         news = self._bad_news(who)[lines_before:]
         told = news[-1] if news else None
-        if answer.ok and not has_come_out:
+        if not has_come_out and answer.status != "operation_timeout":
             self._figures.lost.append(f"{who.name} clicked on request {request_id}, and neither card nor line tells")
         self._clicks.append(_Click(request_id=request_id, person=who, told=told))
         if answer.ok and told is None:
@@ -287,7 +288,8 @@ class _People:
 
     def _note(self, answer: Answer, what: str) -> None:
         self.answers.append((time.monotonic(), answer))
-        if answer.status not in {"ok", "operation_timeout"}:
+        is_honest = answer.ok or answer.http_status == HTTPStatus.SERVICE_UNAVAILABLE
+        if not is_honest and answer.status != "operation_timeout":
             self._figures.faulty.append(f"{what} was answered with {answer.status} {answer.http_status}: {answer.body}")
 
 
@@ -361,11 +363,12 @@ class _Weather:
         self._recover(fault, ended)
 
     def note(self) -> str:
-        late = Counter(self._fault_at(at, answer) for at, answer in self._people.answers if not answer.ok)
-        slowest_s = max(answer.took_s for _, answer in self._people.answers)
+        answers = self._people.answers
+        late = Counter(self._fault_at(at, answer) for at, answer in answers if answer.status == "operation_timeout")
+        slowest_s = max(answer.took_s for _, answer in answers)
         return (
             f"told {self._people.told_nothing_was_done} times that nothing was done; "
-            f"{late.total()} of {len(self._people.answers):,} answers later than 3 s"
+            f"{late.total()} of {len(answers):,} answers later than 3 s"
             f"{' ' + str(dict(late)) if late else ''}, the slowest {slowest_s:.1f} s; "
             f"at most {self._lines_per_s:.1f} log lines/s and {self._cpu_share:.0%} of a core while away; "
             f"back within {self._back_after_s:.1f} s"
