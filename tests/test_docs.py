@@ -36,6 +36,7 @@ OUR_TEXTS = sorted(
         "migrations/**/*.py",
         "migrations/*.mako",
         "tests/*.py",
+        "tests/faults/*.py",
         "tests/snapshots/*.txt",
     )
     for path in ROOT.glob(pattern)

@@ -105,7 +105,7 @@ CHANCE_MOODS: Final = (
     Mood.PARTIAL_FILL_DURING_CANCEL,
     Mood.ACCEPT_NEVER_CANCELS,
 )
-LOST_ANSWERS: Final = ("drop_answer_after_doing", "fatal_error_after_doing")
+LOST_ANSWERS: Final = ("drop_answer_after_doing", "fatal_error")
 SLACK_MOODS: Final = tuple(
     (method, mood)
     for method in ("chat.postMessage", "chat.update", "response_url")
