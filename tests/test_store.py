@@ -466,6 +466,40 @@ def test_what_is_due_is_listed_longest_waiting_first(store: SqlStore, clock: Han
     create_pending(store)
     assert store.due(limit=10).exchange == (second.id, third.id, first.id)
     assert store.due(limit=2).exchange == (second.id, third.id)
+
+
+def in_state(store: SqlStore, by_hand: Database, state: State) -> int:
+    """A request that is due in this state; its id."""
+    made = create(store)
+    with by_hand.write() as connection:
+        connection.execute(update(cancel_requests).where(cancel_requests.c.id == made.id).values(state=state.value))
+    return made.id
+
+
+def test_what_may_be_sent_goes_first_and_what_was_sent_before_what_is_new(store: SqlStore, by_hand: Database) -> None:
+    """After an outage hundreds are due at once: a cancel that people wait for must not queue behind their reading."""
+    new, sent, approved = (
+        in_state(store, by_hand, state) for state in (State.REQUESTED, State.ACCEPTED, State.APPROVED)
+    )
+    assert store.due(limit=10).exchange == (approved, sent, new)
+
+
+def test_where_no_looks_go_what_needs_one_is_left_out(store: SqlStore, by_hand: Database) -> None:
+    """For the rest of a second whose looks are used up; cancels and expiries need none."""
+    states = (State.REQUESTED, State.ACCEPTED, State.SENDING, State.UNRESOLVED, State.APPROVED, State.PENDING)
+    ids = {state: in_state(store, by_hand, state) for state in states}
+    assert store.due(limit=10, looks=False).exchange == (ids[State.APPROVED], ids[State.PENDING])
+
+
+def test_a_pending_request_is_due_at_its_expiry_whatever_the_step_said(store: SqlStore, clock: HandClock) -> None:
+    """The clock was set forward between opening it and giving back the lease: the wait would count from then on."""
+    made = create(store)
+    lease = present(store.lease(made.id, Lane.EXCHANGE))
+    with store.transaction(made.id, lease=lease) as tx:
+        opened = tx.move(Action.REQUEST_OPENED, expires_at=START + timedelta(minutes=30))
+    clock.advance(3600)
+    store.release(lease, due_in_s=1800, seen_revision=opened.revision)
+    assert store.due(limit=10).exchange == (made.id,)
     assert len(store.due(limit=10).slack) == 1
 
 
