@@ -9,6 +9,7 @@ prints what struck and how the requests ended, and exits 1 if a history broke a 
 """
 
 import argparse
+import logging
 import multiprocessing
 import sys
 import tempfile
@@ -61,6 +62,7 @@ class Told:
 def play(seed: int, database_url: str | None = None) -> Told:
     """Play and judge one world, in a SQLite file of its own unless an empty database is given."""
     warnings.simplefilter("error")
+    logging.getLogger("bot").addHandler(logging.NullHandler())
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
         world = World(seed, database_url or f"sqlite:///{Path(folder) / 'world.db'}")
         try:
