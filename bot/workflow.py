@@ -64,9 +64,10 @@ LOST_ANSWER_SETTLES_AFTER: Final = timedelta(seconds=6)
 UNRESOLVED_AFTER: Final = timedelta(seconds=30)
 FAILED_AFTER: Final = timedelta(minutes=10)
 DOUBT_SETTLES_AFTER_LOOKS: Final = 3
-UNRESOLVED_AFTER_LOOKS: Final = 10
 FAILED_AFTER_LOOKS: Final = 3
-"""Looks that such a conclusion takes beside the time, as a clock can be set: forward, and back."""
+"""Looks that such a conclusion takes beside the time, as a clock can leap."""
+UNRESOLVED_AFTER_LOOKS: Final = 10
+"""Looks that stand for the time where the clock was set back to before the cancel."""
 
 SLACK_GAPS_S: Final = (1.0, 2.0, 5.0, 10.0, 20.0)
 SLACK_GAP_S: Final = 60.0
@@ -890,7 +891,9 @@ class CancelWorkflow:
         """Still nothing certain: look again later, and call people once it has lasted."""
         request = _locked(tx)
         assert request.sent_at is not None
-        has_lasted = tx.now - request.sent_at >= UNRESOLVED_AFTER or request.attempts >= UNRESOLVED_AFTER_LOOKS
+        since = tx.now - request.sent_at
+        was_set_back = since < timedelta(0)
+        has_lasted = request.attempts >= UNRESOLVED_AFTER_LOOKS if was_set_back else since >= UNRESOLVED_AFTER
         if request.state is not State.UNRESOLVED and has_lasted:
             unresolved = tx.move(
                 Action.OUTCOME_UNRESOLVED,

@@ -260,7 +260,7 @@ class Story:
                 return State.REJECTED
             if state is State.SENDING and self.sends < 3 and at < self.send_before and since_s >= 6:
                 return State.APPROVED
-        return State.UNRESOLVED if since_s >= 30 or self.attempts >= 10 else state
+        return State.UNRESOLVED if since_s >= 30 else state
 
 
 def _sent(answer: LookAnswer | CancelAnswer, unanswered: int) -> State:
@@ -323,7 +323,7 @@ IS_TRUE: Final[dict[Action, Callable[[Story, Event, str], bool]]] = {
         story.book.order.is_canceled and _is_whose(story, event.details["by"])
     ),
     Action.ORDER_FILLED: lambda story, _event, _nonce: story.book.order.is_done,
-    Action.OUTCOME_UNRESOLVED: lambda story, event, _nonce: _since_s(story, event) >= 30 or story.attempts >= 10,
+    Action.OUTCOME_UNRESOLVED: lambda story, event, _nonce: _since_s(story, event) >= 30,
     Action.CANCEL_FAILED: lambda story, event, _nonce: story.book.seen == "wait" and _since_s(story, event) >= 600,
     Action.OUTCOME_SETTLED: lambda _story, event, _nonce: event.actor == OPERATOR.id,
 }
