@@ -105,7 +105,10 @@ CHANCE_MOODS: Final = (
     Mood.PARTIAL_FILL_DURING_CANCEL,
     Mood.ACCEPT_NEVER_CANCELS,
 )
-LOST_ANSWERS: Final = ("drop_answer_after_doing", "fatal_error")
+LOST_ANSWERS: Final = ("drop_answer_after_doing", "fatal_error_after_doing")
+"""Moods in which Slack posts, and the bot is told nothing or that it failed."""
+LOST_OUTCOMES: Final = ("drop_answer_after_doing", "fatal_error")
+"""What is noted of the calls that met them."""
 SLACK_MOODS: Final = tuple(
     (method, mood)
     for method in ("chat.postMessage", "chat.update", "response_url")
@@ -500,7 +503,7 @@ class _Drama:
 
     def explain(self) -> int:
         """How many duplicates there are for which a kill or a lost answer of Slack is to blame; notes the others."""
-        lost = [call for call in self.here.slack.calls("chat.postMessage") if call.outcome in LOST_ANSWERS]
+        lost = [call for call in self.here.slack.calls("chat.postMessage") if call.outcome in LOST_OUTCOMES]
         explained = 0
         for what, copies in self._repeated():
             for older, newer in pairwise(copies):

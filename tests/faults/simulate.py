@@ -28,7 +28,7 @@ from simulation import INVARIANTS, World
 from bot.domain.cancel_request import State
 from faults.figures import Figures, Ground, Kind
 
-WORLDS: Final[dict[Kind, int]] = {"sqlite": 400, "postgresql": 40}
+WORLDS: Final[dict[Kind, int]] = {"sqlite": 200, "postgresql": 30}
 MEMORY: Final = Path("/dev/shm")
 """Where a SQLite file costs no disk; a crash is simulated here, so that none need be survived."""
 SHOWN_VIOLATIONS: Final = 5
