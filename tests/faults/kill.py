@@ -60,7 +60,7 @@ MAX_REST_TRIES: Final = 15
 MAX_TRIES: Final = 5
 """How often a person presses a button that fails; who wants an order canceled never gives up."""
 PEOPLE: Final = 12
-WRITTEN_WITHIN_S: Final = 5.0
+WRITTEN_WITHIN_S: Final = 10.0
 """From Slack's taking a message to the commit that says so, on a busy machine. A later kill explains no duplicate."""
 
 ROUTINE_VISITS: Final = {"bookkeeping": 30, "exchange.get_order": 4, "slack.redraw_card": 4}
@@ -105,6 +105,8 @@ CHANCE_MOODS: Final = (
     Mood.PARTIAL_FILL_DURING_CANCEL,
     Mood.ACCEPT_NEVER_CANCELS,
 )
+HONEST: Final = " not recorded: "
+"""A database that is too busy: the person is told, and nothing was done."""
 LOST_ANSWERS: Final = ("drop_answer_after_doing", "fatal_error_after_doing")
 """Moods in which Slack posts, and the bot is told nothing or that it failed."""
 LOST_OUTCOMES: Final = ("drop_answer_after_doing", "fatal_error")
@@ -499,7 +501,7 @@ class _Drama:
             f"order {order} was asked for again and again and has no request"
             for order in self._orders - self._recorded()
         ]
-        self.figures.faulty += [f"the bot complained: {line}" for line in self.here.complaints()]
+        self.figures.faulty += [f"the bot complained: {line}" for line in self.here.complaints() if HONEST not in line]
 
     def explain(self) -> int:
         """How many duplicates there are for which a kill or a lost answer of Slack is to blame; notes the others."""
