@@ -877,8 +877,10 @@ class CancelWorkflow:
             return Step(request=failed, due_in_s=None)
         if request.state is not State.SENDING:
             return None
-        is_settled = since >= DOUBT_SETTLES_AFTER and request.attempts >= DOUBT_SETTLES_AFTER_LOOKS
-        if request.doubt is not None and not request.unanswered and is_settled:
+        if request.doubt is not None and not request.unanswered:
+            is_settled = since >= DOUBT_SETTLES_AFTER and request.attempts >= DOUBT_SETTLES_AFTER_LOOKS
+            if not is_settled:
+                return None
             return Step(request=self._move_to_rejected(tx, request.doubt, details, **seen), due_in_s=None)
         assert request.send_before is not None
         may_send_again = request.sends < MAX_SENDS and tx.now < request.send_before

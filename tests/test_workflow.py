@@ -838,6 +838,17 @@ def test_a_clock_that_leaps_does_not_make_one_look_enough_for_rejected(story: St
     assert story.state(request_id) is State.CANCELED
 
 
+def test_a_clock_that_leaps_does_not_send_again_what_was_refused(story: Story) -> None:
+    """Only a lost answer is a reason to send again; a refusal is answered."""
+    request_id = story.approved()
+    story.exchange.cancels = [GONE]
+    story.workflow.advance(request_id)
+    story.clock.advance(20)
+    story.go_on(request_id, for_s=5)
+    assert story.state(request_id) is State.REJECTED
+    assert story.exchange.sent == ["nonce-0"]
+
+
 def test_people_are_called_after_ten_looks_where_the_clock_was_set_back(story: Story) -> None:
     """By the clock it has not been long; by what was tried it has."""
     request_id = story.approved()

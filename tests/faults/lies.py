@@ -506,7 +506,7 @@ class Stage:
         if doubted_at is not None:
             self.unresolved += 1
         must_be = case.when is State.UNRESOLVED or (each.is_held and case.end is FAILED and case.fate is Fate.NONE)
-        may_be = must_be or each.is_held
+        may_be = must_be or each.is_held or case.end is FAILED  # which is concluded from unresolved only
         if must_be and doubted_at is None:
             self.faulty.append(f"{said}: never unresolved")
         if doubted_at is not None and not may_be:

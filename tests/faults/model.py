@@ -255,10 +255,11 @@ class Story:
                 return State.CANCELED if answer.order.is_canceled else State.FILLED
             if state is State.UNRESOLVED and since_s >= 600 and self.attempts >= 3:
                 return State.FAILED
-            is_doubted = self.is_doubted and not self.unanswered
-            if state is State.SENDING and is_doubted and since_s >= 1 and self.attempts >= 3:
+            is_refused = self.is_doubted and not self.unanswered
+            if state is State.SENDING and is_refused and since_s >= 1 and self.attempts >= 3:
                 return State.REJECTED
-            if state is State.SENDING and self.sends < 3 and at < self.send_before and since_s >= 6:
+            may_send = not is_refused and self.sends < 3 and at < self.send_before
+            if state is State.SENDING and may_send and since_s >= 6:
                 return State.APPROVED
         return State.UNRESOLVED if since_s >= 30 else state
 
