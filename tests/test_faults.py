@@ -7,23 +7,29 @@ from faults.figures import Ground
 from faults.run import EXPERIMENTS, SqliteFiles, play_on
 from postgresql import Postgresql
 
-SCALES = {
-    "load": 0.02,
-    "kill": 0.03,
-    "simulate": 0.02,
-    "lies": 0.05,
-    "slack_away": 0.05,
-    "database_away": 0.1,
-    "hostile": 0.01,
-    "network": 0.05,
-    "clocks": 0.05,
-    "replicas": 0.03,
+SMALL = {
+    ("kill", "sqlite"): 0.03,
+    ("kill", "postgresql"): 0.03,
+    ("lies", "sqlite"): 0.03,
+    ("lies", "postgresql"): 0.03,
+    ("database_away", "sqlite"): 0.1,
+    ("database_away", "postgresql"): 0.1,
+    ("slack_away", "postgresql"): 0.05,
+    ("replicas", "postgresql"): 0.03,
+    ("clocks", "sqlite"): 0.05,
+    ("network", "sqlite"): 0.05,
+    ("load", "sqlite"): 0.02,
+    ("hostile", "sqlite"): 0.01,
 }
-"""The model has a test of its own."""
-
-SMALL = [(name, kind) for name, kinds in EXPERIMENTS for kind in kinds if name in SCALES]
+"""Each promise at least once; the simulation and the model have tests of their own."""
 
 
+def test_every_experiment_is_played_small() -> None:
+    """One that nothing plays rots until somebody has the time for the whole."""
+    assert {name for name, _ in SMALL} | {"simulate", "model"} == {name for name, _ in EXPERIMENTS}
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("name", "kind"), SMALL, ids=[f"{name}-{kind}" for name, kind in SMALL])
 def test_no_promise_is_broken(name: str, kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Nothing is lost, nothing is done twice, and nothing is said that is not so, whatever is done to the bot."""
@@ -32,7 +38,7 @@ def test_no_promise_is_broken(name: str, kind: str, tmp_path: Path, request: pyt
         folder=tmp_path,
         kind="postgresql" if server else "sqlite",
         new_database=server.create if server else SqliteFiles(tmp_path),
-        scale=SCALES[name],
+        scale=SMALL[name, kind],
         seed=7,
     )
     figures = play_on(ground, name)

@@ -43,7 +43,7 @@ WARM_AFTER: Final = 0.3
 """Part of the time after which memory, files and threads are what they should stay."""
 MAX_GROWTH_BYTES: Final = 30 * MIB
 MAX_MORE_HANDLES: Final = 12
-LATE_EXPIRY: Final = timedelta(seconds=3 * CLOCK_RATE)
+LATE_EXPIRY: Final = timedelta(seconds=10 * CLOCK_RATE)
 
 OPEN_AT_START: Final = 10_000
 READY_WITHIN_S: Final = 5.0
