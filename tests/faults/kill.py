@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from itertools import pairwise
 from typing import Any, Final
@@ -105,6 +105,7 @@ CHANCE_MOODS: Final = (
     Mood.PARTIAL_FILL_DURING_CANCEL,
     Mood.ACCEPT_NEVER_CANCELS,
 )
+PUT_OFF: Final = '"message": "put off: '
 HONEST: Final = " not recorded: "
 """A database that is too busy: the person is told, and nothing was done."""
 LOST_ANSWERS: Final = ("drop_answer_after_doing", "fatal_error_after_doing")
@@ -529,9 +530,20 @@ class _Drama:
             posted_at <= kill.dead_at and kill.alive_at <= min(again_at, posted_at + WRITTEN_WITHIN_S)
             for kill in self._kills
         )
-        return killed or any(
-            posted_at <= call.at <= again_at and call.arguments.get("thread_ts") == older.thread_ts for call in lost
+        unwritten = any(posted_at <= at <= again_at + WRITTEN_WITHIN_S for at in self._put_off())
+        return (
+            killed
+            or unwritten
+            or any(
+                posted_at <= call.at <= again_at and call.arguments.get("thread_ts") == older.thread_ts for call in lost
+            )
         )
+
+    def _put_off(self) -> list[float]:
+        """When the bot said that something could not be written down, since the database was too busy."""
+        lines = [line for bot in self.here.bots for line in bot.log().splitlines() if PUT_OFF in line]
+        whole = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be cut by a kill
+        return [datetime.fromisoformat(line["timestamp"]).timestamp() for line in whole]
 
     def _repeated(self) -> list[tuple[str, list[Message]]]:
         """The cards of each request, and what each thread says of each state, where there are several."""
