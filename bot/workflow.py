@@ -433,7 +433,8 @@ class CancelWorkflow:
                 attempts=0,
             )
         else:
-            tx.move(Action.REQUEST_DENIED, actor=click.actor, trigger_id=click.trigger_id, ended_at=tx.now)
+            ends = Action.REQUEST_DENIED if click.kind is DecisionKind.DENY else Action.REQUEST_WITHDRAWN
+            tx.move(ends, actor=click.actor, trigger_id=click.trigger_id, ended_at=tx.now)
         self._adopt_or_redraw(tx, click)
         return None
 

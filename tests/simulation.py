@@ -54,8 +54,9 @@ MAX_ROUNDS: Final = 4000
 INVARIANTS: Final = (
     "every move of the audit is in the table, and the row is in the state that its moves lead to",
     "a request has at most one decision that counts, of an approver; nobody approves what they asked for",
+    "only who asked withdraws",
     "each DELETE that the exchange saw was announced by a committed cancel.sent with its nonce",
-    "denied, expired and refused requests, and lapsed ones that were never sent, sent nothing",
+    "denied, withdrawn, expired and refused requests, and lapsed ones that were never sent, sent nothing",
     "canceled means canceled at the exchange, filled means filled there",
     "by=this_request needs an accepted DELETE",
     "rejected means that no DELETE of ours took effect; and where the refusal proves nothing, that the order was open",
@@ -484,7 +485,7 @@ class World:
         for _ in range(self.rng.choice((1, 1, 2, 3))):
             (channel_id, ts), (request_id, _) = self.rng.choice(shown[-6:])
             click = Click(
-                kind=self.rng.choice((DecisionKind.APPROVE,) * 8 + (DecisionKind.DENY,)),
+                kind=self.rng.choice((DecisionKind.APPROVE,) * 8 + (DecisionKind.DENY, DecisionKind.WITHDRAW)),
                 request_id=self.rng.choice((request_id,) * 9 + (999,)),
                 actor=self.rng.choice((*PEOPLE, *PEOPLE, GUEST)),
                 team_id=TEAM,
@@ -653,8 +654,10 @@ class World:
             assert state in sources or (state is None and not sources), f"{action} from {state}"
             state = target
         assert state is request.state, f"moves lead to {state}"
+        withdrawn = [event for event in events if event["action"] == "request.withdrawn"]
         decided = [event for event in events if event["action"] in {"request.approved", "request.denied"}]
-        assert len(decided) <= 1, "two decisions"
+        assert len(decided) + len(withdrawn) <= 1, "two decisions"
+        assert all(event["actor"] == request.requester.id for event in withdrawn), "withdrawn by somebody else"
         for event in decided:
             assert event["actor"] in APPROVERS, "decided by somebody who may not"
             assert event["action"] == "request.denied" or event["actor"] != request.requester.id, (
@@ -670,7 +673,9 @@ class World:
         book = self.exchange.books.get(request.order_uuid)
         effective = sent & set(book.effective) if book else set()
         arrived = sent & set(book.nonces) if book else set()
-        if state in {State.DENIED, State.EXPIRED, State.REFUSED} or (state is State.LAPSED and request.sends == 0):
+        if state in {State.DENIED, State.WITHDRAWN, State.EXPIRED, State.REFUSED} or (
+            state is State.LAPSED and request.sends == 0
+        ):
             assert not arrived, "it sent a DELETE"
         if state in {State.CANCELED, State.FILLED}:
             assert book is not None

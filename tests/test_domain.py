@@ -35,7 +35,7 @@ from bot.domain.order import MAX_TEXT_CHARS, MalformedOrder, Order, dump_order, 
 UNHURRIED: Final = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no failure."""
 
-APPROVE, DENY = DecisionKind.APPROVE, DecisionKind.DENY
+APPROVE, DENY, WITHDRAW = DecisionKind.APPROVE, DecisionKind.DENY, DecisionKind.WITHDRAW
 ELSEWHERE: Final = replace(APPROVER, team_id="T0OTHER")
 
 
@@ -192,13 +192,35 @@ def test_each_rule_holds_for_each_button_and_kind_of_person(
     assert policy.refusal(asked, actor, DENY, START) is deny
 
 
+@pytest.mark.parametrize(
+    ("changes", "actor", "refusal"),
+    [
+        ({}, REQUESTER, None),
+        ({}, replace(REQUESTER, team_id="T0OTHER"), Reason.OTHER_WORKSPACE),
+        ({}, APPROVER, Reason.NOT_THE_REQUESTER),
+        ({}, STRANGER, Reason.NOT_THE_REQUESTER),
+        ({"state": State.REQUESTED}, REQUESTER, Reason.NOT_YET_PENDING),
+        ({"state": State.APPROVED}, REQUESTER, Reason.ALREADY_DECIDED),
+        ({"state": State.WITHDRAWN}, REQUESTER, Reason.ALREADY_DECIDED),
+        ({"expires_at": START}, REQUESTER, Reason.EXPIRED),
+    ],
+)
+def test_only_who_asked_withdraws_and_needs_no_allowlist_for_it(
+    changes: dict[str, Any], actor: Actor, refusal: Reason | None
+) -> None:
+    """To withdraw sends nothing, so who may no longer ask still may; an approver who wants it gone denies."""
+    policy = ApprovalPolicy(approvers=frozenset({APPROVER.id}), requesters=frozenset({SECOND.id}))
+    assert policy.refusal(request(**changes), actor, WITHDRAW, START) is refusal
+
+
 @pytest.mark.parametrize("state", [state for state in State if state is not State.PENDING])
 @pytest.mark.parametrize("kind", list(DecisionKind))
 def test_nothing_but_a_pending_request_can_be_decided(state: State, kind: DecisionKind) -> None:
     """A button that stayed on an old card must never decide anything."""
+    actor = REQUESTER if kind is WITHDRAW else APPROVER
     policy = ApprovalPolicy(approvers=ALLOWED)
     expected = {State.REQUESTED: Reason.NOT_YET_PENDING, State.EXPIRED: Reason.EXPIRED}
-    refusal = policy.refusal(request(state=state), APPROVER, kind, START)
+    refusal = policy.refusal(request(state=state), actor, kind, START)
     assert refusal is expected.get(state, Reason.ALREADY_DECIDED)
 
 
@@ -209,7 +231,7 @@ def test_a_click_on_no_request_decides_nothing(actor: Actor, kind: DecisionKind)
     assert ApprovalPolicy(approvers=ALLOWED).refusal(None, actor, kind, START) is Reason.UNKNOWN_REQUEST
 
 
-@pytest.mark.parametrize("kind", list(DecisionKind))
+@pytest.mark.parametrize("kind", [APPROVE, DENY])
 @pytest.mark.parametrize("actor", [REQUESTER, APPROVER, STRANGER])
 def test_an_empty_allowlist_is_nobody(actor: Actor, kind: DecisionKind) -> None:
     """Empty must never come to mean everyone."""

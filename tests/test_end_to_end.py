@@ -78,7 +78,12 @@ def test_a_cancel_is_asked_for_approved_sent_once_and_told(journey: Journey) -> 
     asked = journey.ask(uuid=uuid, reason="spread too wide")
     lines = journey.slack.words(asked.card)
     assert lines[0] == f"Cancel this order? Request #{asked.id}"
-    assert {"Remaining: 0.58 BTC", "Executed: 0.42 BTC", "Reason: `spread too wide`", "[Approve] [Deny]"} <= set(lines)
+    assert {
+        "Remaining: 0.58 BTC",
+        "Executed: 0.42 BTC",
+        "Reason: `spread too wide`",
+        "[Approve] [Deny] [Withdraw (who asked)]",
+    } <= set(lines)
 
     journey.press(CARA, asked, "approve")
     assert "It needs 1 approval of: @ben, @emil." in journey.hears(CARA, f"You may not decide request #{asked.id}")
@@ -110,6 +115,26 @@ def test_a_cancel_is_asked_for_approved_sent_once_and_told(journey: Journey) -> 
     assert canceled["details"]["by"] == "this_request"
     assert events[0]["reason"] == "spread too wide"
     assert journey.audit_fault() is None
+
+
+@both_ways
+def test_who_asked_withdraws_and_nobody_else(journey: Journey) -> None:
+    """A mistake is taken back without waiting for an approver; the button is everyone's to see, and one person's."""
+    asked = journey.ask()
+    journey.press(BEN, asked, "withdraw")
+    assert "may withdraw it" in journey.hears(BEN, "Only @dana", f"request #{asked.id}")
+
+    journey.press(DANA, asked, "withdraw")
+    assert journey.verdict(asked).startswith("Withdrawn by @dana, who asked for it: nothing was sent to Upbit.")
+    assert not journey.shows(asked, "withdrawn, nothing was sent").buttons
+    journey.forge(BEN, asked, "approve", value=str(asked.id))
+    journey.hears(BEN, f"Request #{asked.id} was already withdrawn by @dana")
+    journey.audited(asked.id, "summary.posted")
+
+    refused = [event["details"]["reason"] for event in journey.events(asked.id) if event["outcome"] == "refused"]
+    assert refused == ["not_the_requester", "already_decided"]
+    assert "request.withdrawn" in journey.actions(asked.id)
+    assert not journey.exchange.deletes(asked.uuid)
 
 
 @both_ways

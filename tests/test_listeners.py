@@ -216,7 +216,7 @@ def test_a_person_without_a_workspace_is_of_no_workspace() -> None:
         ({"actions": [{"action_id": "approve"}]}, (DecisionKind.APPROVE, None)),
         ({"actions": [{"action_id": "approve", "value": 42}]}, (DecisionKind.APPROVE, None)),
         ({"actions": [{"action_id": "Approve", "value": "42"}]}, (None, 42)),
-        ({"actions": [{"action_id": "withdraw", "value": "42"}]}, (None, 42)),
+        ({"actions": [{"action_id": "withdraw", "value": "42"}]}, (DecisionKind.WITHDRAW, 42)),
         ({"actions": [{"action_id": "deny", "value": "42"}]}, (DecisionKind.DENY, 42)),
         (
             {"actions": [{"action_id": "deny", "value": "42"}, {"action_id": "approve", "value": "42"}]},
@@ -448,7 +448,7 @@ def test_a_click_that_could_not_be_written_down_is_not_acknowledged() -> None:
     assert afterwards.told == []
 
 
-@pytest.mark.parametrize("action_id", ["withdraw", "", "deny_with_reason", "line\nbreak", "x" * 255])
+@pytest.mark.parametrize("action_id", ["retract", "", "deny_with_reason", "line\nbreak", "x" * 255])
 def test_every_button_reaches_the_listener(action_id: str) -> None:
     """Bolt answers 404 to a button that nobody listens to, and logs its whole payload."""
     afterwards = Afterwards()

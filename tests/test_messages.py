@@ -115,6 +115,7 @@ PENDING = CancelRequest(
 YES = Decision(kind=DecisionKind.APPROVE, actor=APPROVER, decided_at=minutes(2))
 YES_TOO = Decision(kind=DecisionKind.APPROVE, actor=SECOND, decided_at=minutes(3))
 NO = Decision(kind=DecisionKind.DENY, actor=APPROVER, decided_at=minutes(2))
+BACK = Decision(kind=DecisionKind.WITHDRAW, actor=REQUESTER, decided_at=minutes(2))
 
 REQUESTED = replace(PENDING, state=State.REQUESTED, order=None, order_now=None, looked_at=None, expires_at=None)
 REFUSED = replace(REQUESTED, state=State.REFUSED)
@@ -143,6 +144,7 @@ CASES: Final[Mapping[str, CancelRequest]] = {
     "approved": APPROVED,
     "approved_again": replace(APPROVED, sends=1),
     "denied": replace(PENDING, state=State.DENIED, decisions=(NO,)),
+    "withdrawn": replace(PENDING, state=State.WITHDRAWN, decisions=(BACK,)),
     "expired": replace(PENDING, state=State.EXPIRED, approvals_required=2, decisions=(YES,)),
     "lapsed": replace(APPROVED, state=State.LAPSED, cause="too_late_to_send"),
     "lapsed_after_a_try": replace(APPROVED, state=State.LAPSED, sends=1, unanswered=1),
@@ -181,6 +183,7 @@ CASES: Final[Mapping[str, CancelRequest]] = {
 CLICKS: Final = (
     Reason.NOT_AN_APPROVER,
     Reason.OWN_REQUEST,
+    Reason.NOT_THE_REQUESTER,
     Reason.UNKNOWN_REQUEST,
     Reason.UNKNOWN_BUTTON,
     Reason.OTHER_WORKSPACE,
@@ -339,7 +342,7 @@ def test_every_state_has_a_card_with_buttons_only_while_pending(state: State) ->
     shown = card(replace(CANCELED, state=state), notify=NOTIFY)
     buttons = [element for block in shown.blocks if block["type"] == "actions" for element in block["elements"]]
     if state is State.PENDING:
-        assert [button["action_id"] for button in buttons] == ["approve", "deny"]
+        assert [button["action_id"] for button in buttons] == ["approve", "deny", "withdraw"]
         assert {button["value"] for button in buttons} == {"42"}
     else:
         assert not buttons

@@ -93,14 +93,17 @@ MEANING: Final = {
     "over": Reason.EXPIRED,
     "taken": Reason.ORDER_HAS_OPEN_REQUEST,
     "asker": Reason.NOT_A_REQUESTER,
+    "theirs": Reason.NOT_THE_REQUESTER,
     "button": Reason.UNKNOWN_BUTTON,
     "value": Reason.UNKNOWN_REQUEST,
 }
 """What a word of the table stands for: it counts, or why it does not."""
 
 OPEN: Final = "requested pending approved sending accepted"
-NOT_OPEN: Final = "refused denied expired lapsed rejected canceled filled unresolved failed settled"
-DECIDED: Final = "refused approved denied lapsed sending accepted rejected canceled filled unresolved failed settled"
+NOT_OPEN: Final = "refused denied withdrawn expired lapsed rejected canceled filled unresolved failed settled"
+DECIDED: Final = (
+    "refused approved denied withdrawn lapsed sending accepted rejected canceled filled unresolved failed settled"
+)
 ANY: Final = f"{OPEN} {NOT_OPEN}"
 
 ACCESS: Final = (
@@ -115,6 +118,10 @@ ACCESS: Final = (
     ("deny", "pending", "yes no yes no yes no guest no no"),
     ("deny", "expired", "over no over no over no guest no no"),
     ("deny", DECIDED, "late no late no late no guest no no"),
+    ("withdraw", "requested", "early early theirs theirs theirs theirs guest theirs theirs"),
+    ("withdraw", "pending", "yes yes theirs theirs theirs theirs guest theirs theirs"),
+    ("withdraw", "expired", "over over theirs theirs theirs theirs guest theirs theirs"),
+    ("withdraw", DECIDED, "late late theirs theirs theirs theirs guest theirs theirs"),
     ("forged button", ANY, "button button button button button button button button button"),
     ("forged value", ANY, "value value value value value value value value value"),
 )
@@ -132,6 +139,7 @@ STEPS: Final[dict[str, tuple[Action, ...]]] = {
     "pending": (),
     "refused": (Action.REQUEST_REFUSED,),
     "denied": (Action.REQUEST_DENIED,),
+    "withdrawn": (Action.REQUEST_WITHDRAWN,),
     "expired": (Action.REQUEST_EXPIRED,),
     "approved": (Action.REQUEST_APPROVED,),
     "lapsed": (Action.REQUEST_APPROVED, Action.REQUEST_LAPSED),
@@ -236,6 +244,7 @@ def assert_cell(desk: Desk, cell: Cell, outcome: str) -> None:
         assert (event["action"], after.state) == {
             "approve": ("request.approved", State.APPROVED),
             "deny": ("request.denied", State.DENIED),
+            "withdraw": ("request.withdrawn", State.WITHDRAWN),
         }[action]
         assert [(decision.kind, decision.actor) for decision in after.decisions] == [(DecisionKind(action), actor)]
 

@@ -438,6 +438,35 @@ def test_the_requester_may_deny_what_they_asked_for(story: Story) -> None:
     assert story.state(request_id) is State.DENIED
 
 
+def test_who_asked_withdraws_and_nothing_is_sent(story: Story) -> None:
+    """A mistake is taken back at once, and the order is free to be asked for again."""
+    request_id = story.asked()
+    withdraw = {"kind": DecisionKind.WITHDRAW, "message_ts": "1.000"}
+    assert story.workflow.click(click(request_id, APPROVER, **withdraw)) is Reason.NOT_THE_REQUESTER
+    assert story.workflow.click(click(request_id, STRANGER, **withdraw)) is Reason.NOT_THE_REQUESTER
+    assert story.state(request_id) is State.PENDING
+
+    assert story.workflow.click(click(request_id, REQUESTER, **withdraw)) is None
+    assert story.workflow.click(click(request_id, REQUESTER, **withdraw)) is Reason.ALREADY_DECIDED
+    assert story.workflow.click(click(request_id, APPROVER)) is Reason.ALREADY_DECIDED
+    story.go_on(request_id, for_s=5)
+
+    request = story.request(request_id)
+    assert (request.state, request.ended_at) == (State.WITHDRAWN, request.decisions[0].decided_at)
+    assert story.slack.verdicts == [State.WITHDRAWN]
+    assert story.slack.cards[-1][2] is State.WITHDRAWN
+    assert (story.exchange.sent, story.exchange.looked) == ([], 1)
+    assert story.actions(request_id).count("approval.refused") == 4
+    assert story.ask(order_uuid=request.order_uuid) > request_id
+
+
+def test_what_was_approved_can_no_longer_be_withdrawn(story: Story) -> None:
+    """By then the cancel may have left; saying withdrawn would be a lie."""
+    request_id = story.approved()
+    assert story.workflow.click(click(request_id, REQUESTER, kind=DecisionKind.WITHDRAW)) is Reason.ALREADY_DECIDED
+    assert story.state(request_id) is State.APPROVED
+
+
 def test_with_self_approval_the_requester_may_approve(story: Story) -> None:
     """The setting does what it says."""
     story.policy = ApprovalPolicy(approvers=frozenset({REQUESTER.id}), self_approval=True)

@@ -39,13 +39,16 @@ class ApprovalPolicy:
         """Why this person's decision does not count, or None if it does.
 
         A person must be on the allowlist of today and, to approve, on the one that was shown on the card. Who asked
-        may deny, but may approve only with `self_approval`.
+        may deny, but may approve only with `self_approval`. To withdraw is for who asked alone, on whatever list.
         """
         if request is None:
             return Reason.UNKNOWN_REQUEST
         if actor.team_id != request.team_id:
             return Reason.OTHER_WORKSPACE
-        if actor.id not in self.approvers:
+        if kind is DecisionKind.WITHDRAW:
+            if actor.id != request.requester.id:
+                return Reason.NOT_THE_REQUESTER
+        elif actor.id not in self.approvers:
             return Reason.NOT_AN_APPROVER
         if request.state is not State.PENDING:
             return _no_longer_pending(request)

@@ -27,6 +27,7 @@ class Action(StrEnum):
     REQUEST_REFUSED = "request.refused"  #: requested, pending -> refused
     REQUEST_APPROVED = "request.approved"  #: pending -> approved
     REQUEST_DENIED = "request.denied"  #: pending -> denied
+    REQUEST_WITHDRAWN = "request.withdrawn"  #: pending -> withdrawn
     REQUEST_EXPIRED = "request.expired"  #: pending -> expired
     REQUEST_LAPSED = "request.lapsed"  #: approved -> lapsed
     CANCEL_SENT = "cancel.sent"  #: approved -> sending
@@ -80,6 +81,7 @@ class Reason(StrEnum):
     # A click that does not count
     NOT_AN_APPROVER = "not_an_approver"
     OWN_REQUEST = "own_request"
+    NOT_THE_REQUESTER = "not_the_requester"
     UNKNOWN_REQUEST = "unknown_request"
     UNKNOWN_BUTTON = "unknown_button"
     NOT_YET_PENDING = "not_yet_pending"

@@ -6,7 +6,7 @@
         │           │        │   not sent,   │                     │
         │           │        │   or open     └ rejected            ├ canceled, filled
         │           │        └ lapsed                              └ failed
-        │           └ denied, expired, refused (its card could not be posted)
+        │           └ denied, withdrawn, expired, refused (its card could not be posted)
         └ refused
 
 A state names the last thing that is durably true, so it also says where to go on after a crash.
@@ -29,6 +29,7 @@ class State(StrEnum):
     REFUSED = "refused"  #: nobody was asked: the order or the place does not allow it
     APPROVED = "approved"  #: may be sent
     DENIED = "denied"
+    WITHDRAWN = "withdrawn"  #: who asked took it back
     EXPIRED = "expired"  #: nobody decided in time
     LAPSED = "lapsed"  #: approved, but not sent in time
     SENDING = "sending"  #: from here on it may have been sent; what came of it is not known
@@ -50,6 +51,7 @@ TRANSITIONS: Final[Mapping[Action, tuple[frozenset[State], State]]] = {
     Action.REQUEST_REFUSED: (frozenset({State.REQUESTED, State.PENDING}), State.REFUSED),
     Action.REQUEST_APPROVED: (frozenset({State.PENDING}), State.APPROVED),
     Action.REQUEST_DENIED: (frozenset({State.PENDING}), State.DENIED),
+    Action.REQUEST_WITHDRAWN: (frozenset({State.PENDING}), State.WITHDRAWN),
     Action.REQUEST_EXPIRED: (frozenset({State.PENDING}), State.EXPIRED),
     Action.REQUEST_LAPSED: (frozenset({State.APPROVED}), State.LAPSED),
     Action.CANCEL_SENT: (frozenset({State.APPROVED}), State.SENDING),
@@ -75,6 +77,7 @@ VERDICT_STATES: Final = (ENDED_STATES - {State.REFUSED}) | {State.UNRESOLVED}
 class DecisionKind(StrEnum):
     APPROVE = "approve"
     DENY = "deny"
+    WITHDRAW = "withdraw"
 
 
 class CanceledBy(StrEnum):

@@ -25,7 +25,11 @@ from bot.workflow import CancelWorkflow, Click, Command, CommandAnswer
 log = logging.getLogger(__name__)
 
 COMMAND: Final = "/cancel"
-KINDS: Final = {messages.ACTION_APPROVE: DecisionKind.APPROVE, messages.ACTION_DENY: DecisionKind.DENY}
+KINDS: Final = {
+    messages.ACTION_APPROVE: DecisionKind.APPROVE,
+    messages.ACTION_DENY: DecisionKind.DENY,
+    messages.ACTION_WITHDRAW: DecisionKind.WITHDRAW,
+}
 
 MAX_REQUEST_ID_DIGITS: Final = 15
 QUOTES: Final = "`'\"‘’“”*_~<>"  # noqa: RUF001 - Slack and phones put these around what people paste

@@ -29,6 +29,7 @@ from bot.domain.order import Order, OrderState
 
 ACTION_APPROVE: Final = "approve"
 ACTION_DENY: Final = "deny"
+ACTION_WITHDRAW: Final = "withdraw"
 EVENT_TYPE: Final = "cancel_request"
 
 # Slack's limits: https://docs.slack.dev/reference/block-kit/blocks and …/composition-objects
@@ -317,6 +318,13 @@ def _own_request(request: CancelRequest) -> str:
     )
 
 
+def _not_the_requester(request: CancelRequest) -> str:
+    return (
+        f"Only {mention(request.requester.id)}, who asked for request #{request.id}, may withdraw it, so your click "
+        "changed nothing. An approver can deny it."
+    )
+
+
 def _request_of_another_workspace(request: CancelRequest) -> str:
     return (
         f"Request #{request.id} belongs to another workspace than yours, so your click changed nothing. "
@@ -356,6 +364,9 @@ def _already_decided(request: CancelRequest) -> str:
         return (
             f"{number.capitalize()} was already {_decided_by(request, DecisionKind.DENY)}. Your click changed nothing."
         )
+    if request.state is State.WITHDRAWN:
+        by = _decided_by(request, DecisionKind.WITHDRAW)
+        return f"{number.capitalize()} was already {by}. Your click changed nothing, and nothing was sent."
     decided = _decided_by(request, DecisionKind.APPROVE)
     was = f"was already {decided}" if decided else "is no longer open for a decision"
     return f"{number.capitalize()} {was}. Your click changed nothing; now: {_STATE_WORDS[request.state]}."
@@ -364,6 +375,7 @@ def _already_decided(request: CancelRequest) -> str:
 _CLICK_REFUSALS: Final[Mapping[Reason, Callable[[CancelRequest], str]]] = {
     Reason.NOT_AN_APPROVER: _not_an_approver,
     Reason.OWN_REQUEST: _own_request,
+    Reason.NOT_THE_REQUESTER: _not_the_requester,
     Reason.OTHER_WORKSPACE: _request_of_another_workspace,
     Reason.UNKNOWN_BUTTON: lambda _request: unknown_button(),
     Reason.NOT_YET_PENDING: _not_yet_pending,
@@ -418,6 +430,7 @@ _STATE_WORDS: Final[Mapping[State, str]] = {
     State.REFUSED: "refused, nothing was sent",
     State.APPROVED: "approved, about to be sent",
     State.DENIED: "denied, nothing was sent",
+    State.WITHDRAWN: "withdrawn, nothing was sent",
     State.EXPIRED: "expired, nothing was sent",
     State.LAPSED: "approved, but not sent in time",
     State.SENDING: "being sent, outcome not known yet",
@@ -495,7 +508,11 @@ def _decision(decision: Decision) -> str:
     return f"{_KIND_WORDS[decision.kind]} by {mention(decision.actor.id)} {when(decision.decided_at)}"
 
 
-_KIND_WORDS: Final = {DecisionKind.APPROVE: "approved", DecisionKind.DENY: "denied"}
+_KIND_WORDS: Final = {
+    DecisionKind.APPROVE: "approved",
+    DecisionKind.DENY: "denied",
+    DecisionKind.WITHDRAW: "withdrawn",
+}
 
 
 def _buttons(request: CancelRequest, order: Order | None) -> Block:
@@ -515,7 +532,9 @@ def _buttons(request: CancelRequest, order: Order | None) -> Block:
         },
     }
     deny = {"type": "button", "action_id": ACTION_DENY, "value": value, "text": _plain("Deny")}
-    return {"type": "actions", "elements": [approve, deny]}
+    # Slack shows a message's buttons to everyone alike, so the button itself says whose it is.
+    withdraw = {"type": "button", "action_id": ACTION_WITHDRAW, "value": value, "text": _plain("Withdraw (who asked)")}
+    return {"type": "actions", "elements": [approve, deny, withdraw]}
 
 
 def _confirmation(order: Order | None) -> str:
@@ -535,7 +554,10 @@ def _confirmation(order: Order | None) -> str:
 def _what_buttons_do(request: CancelRequest) -> str:
     missing = request.approvals_required - len(request.decided(DecisionKind.APPROVE))
     approve = "sends the cancel to Upbit" if missing <= 1 else "counts as one approval"
-    return f"*Approve* asks once more, then {approve}. *Deny* ends the request at once; nothing is sent."
+    return (
+        f"*Approve* asks once more, then {approve}. *Deny* ends the request at once; nothing is sent. *Withdraw* does "
+        f"the same, and is for {mention(request.requester.id)} only."
+    )
 
 
 # --- The thread -----------------------------------------------------------------------------------------------------
@@ -632,6 +654,10 @@ def _denied(request: CancelRequest) -> str:
     denials = request.decided(DecisionKind.DENY)
     by = f" by {mention(denials[-1].actor.id)}" if denials else ""
     return f"*Denied*{by}: nothing was sent to Upbit."
+
+
+def _withdrawn(request: CancelRequest) -> str:
+    return f"*Withdrawn* by {mention(request.requester.id)}, who asked for it: nothing was sent to Upbit."
 
 
 def _expired(request: CancelRequest) -> str:
@@ -777,6 +803,7 @@ _STORIES: Final[Mapping[State, Callable[[CancelRequest], str]]] = {
     State.REFUSED: _refused,
     State.APPROVED: _approved,
     State.DENIED: _denied,
+    State.WITHDRAWN: _withdrawn,
     State.EXPIRED: _expired,
     State.LAPSED: _lapsed,
     State.SENDING: _sending,

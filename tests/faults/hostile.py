@@ -453,13 +453,14 @@ class _Ledger:
         if fields.get("type") != "block_actions" or not isinstance(action, dict) or not isinstance(user, dict):
             return None
         kind, value, who = action.get("action_id"), action.get("value"), _plain(user, "id")
-        if kind not in ("approve", "deny") or not isinstance(value, str) or not re.fullmatch(r"[1-9][0-9]{0,9}", value):
+        if not isinstance(kind, str) or not isinstance(value, str) or not re.fullmatch(r"[1-9][0-9]{0,9}", value):
             return None
         request = self.requests.get(int(value))
-        may = who in {person.id for person in APPROVERS} and _plain(user, "team_id") == HOME
-        if request is None or not request.is_pending or not may or (kind == "approve" and who == request.requester):
+        if request is None or not request.is_pending or _plain(user, "team_id") != HOME:
             return None
-        return int(value), kind, who
+        is_own, is_approver = who == request.requester, who in {person.id for person in APPROVERS}
+        may = {"approve": is_approver and not is_own, "deny": is_approver, "withdraw": is_own}.get(kind, False)
+        return (int(value), kind, who) if may else None
 
 
 def _named(typed: str) -> str | None:

@@ -29,13 +29,14 @@ SAYS: Final = {
     State.UNRESOLVED: "Not known yet",
     State.LAPSED: "Not sent in time",
     State.DENIED: "Denied",
+    State.WITHDRAWN: "Withdrawn",
     State.EXPIRED: "Expired",
     State.SETTLED: "Settled by hand",
 }
 """How the thread's message about a state begins."""
 
-NOT_SENT: Final = frozenset({State.REFUSED, State.DENIED, State.EXPIRED})
-ANSWERS: Final = {"approve": "request.approved", "deny": "request.denied"}
+NOT_SENT: Final = frozenset({State.REFUSED, State.DENIED, State.WITHDRAWN, State.EXPIRED})
+ANSWERS: Final = {"approve": "request.approved", "deny": "request.denied", "withdraw": "request.withdrawn"}
 
 
 def judge(here: Stand, figures: Figures, *, may_wait: frozenset[State] = frozenset()) -> None:
@@ -104,7 +105,8 @@ class _Judgement:
         if len(decided) > 1 or self._decisions[row.id] > row.approvals_required:
             self._figures.double.append(f"request {row.id} was decided {len(decided)} times\n{self._told(row.id)}")
         for event in decided:
-            if event["actor"] not in {person.id for person in APPROVERS}:
+            may = {row.requester_id} if event["action"] == ANSWERS["withdraw"] else {person.id for person in APPROVERS}
+            if event["actor"] not in may:
                 self._figures.faulty.append(f"request {row.id} was decided by {event['actor']}, who may not")
 
     def _judge_deletes(self, row: Any) -> None:

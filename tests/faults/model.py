@@ -203,9 +203,8 @@ class Story:
             self.visited.add(target)
         if action is Action.REQUEST_OPENED:
             self.expires_at = event.at + TO_DECIDE
-        elif action in {Action.REQUEST_APPROVED, Action.REQUEST_DENIED}:
-            is_approval = action is Action.REQUEST_APPROVED
-            self.decided.append((event.actor, DecisionKind.APPROVE if is_approval else DecisionKind.DENY))
+        elif action in DECISIONS:
+            self.decided.append((event.actor, DECISIONS[action]))
             self.send_before = event.at + TO_SEND
         elif action is Action.CANCEL_SENT:
             self.nonces.add(nonce)
@@ -220,9 +219,15 @@ class Story:
 
     def counts(self, click: Click, now: datetime) -> bool:
         """Whether this click decides."""
-        may_approve = click.actor.id != self.command.requester.id or click.kind is DecisionKind.DENY
-        is_approver = click.actor.team_id == HOME and click.actor.id in APPROVERS
-        return self.state is State.PENDING and now < self.expires_at and is_approver and may_approve
+        is_own = click.actor.id == self.command.requester.id
+        is_approver = click.actor.id in APPROVERS
+        may = {
+            DecisionKind.APPROVE: is_approver and not is_own,
+            DecisionKind.DENY: is_approver,
+            DecisionKind.WITHDRAW: is_own,
+            None: False,
+        }[click.kind]
+        return self.state is State.PENDING and now < self.expires_at and click.actor.team_id == HOME and may
 
     def foretell(self, answers: list[tuple[LookAnswer | CancelAnswer, datetime]], now: datetime) -> State:
         """Where an undisturbed step leads that was so answered by the exchange."""
@@ -273,6 +278,13 @@ def _sent(answer: LookAnswer | CancelAnswer, unanswered: int) -> State:
     return State.REJECTED if is_certain else State.SENDING
 
 
+DECISIONS: Final = {
+    Action.REQUEST_APPROVED: DecisionKind.APPROVE,
+    Action.REQUEST_DENIED: DecisionKind.DENY,
+    Action.REQUEST_WITHDRAWN: DecisionKind.WITHDRAW,
+}
+
+
 @dataclass(frozen=True)
 class Event:
     """An event of the audit, as far as the model judges it."""
@@ -311,6 +323,9 @@ IS_TRUE: Final[dict[Action, Callable[[Story, Event, str], bool]]] = {
     ),
     Action.REQUEST_APPROVED: lambda story, event, _nonce: _decides(story, event, own=False),
     Action.REQUEST_DENIED: lambda story, event, _nonce: _decides(story, event, own=True),
+    Action.REQUEST_WITHDRAWN: lambda story, event, _nonce: (
+        event.actor == story.command.requester.id and not story.decided and event.at < story.expires_at
+    ),
     Action.REQUEST_EXPIRED: lambda story, event, _nonce: event.at >= story.expires_at,
     Action.REQUEST_LAPSED: lambda story, event, _nonce: event.at >= story.send_before,
     Action.CANCEL_SENT: lambda story, event, nonce: (
@@ -798,7 +813,7 @@ UNDER_WAY: Final = (State.APPROVED, State.SENDING, State.ACCEPTED, State.UNRESOL
 REPLICAS: Final = st.sampled_from((0, 1))
 REQUESTERS: Final = st.sampled_from((REQUESTER, REQUESTER, APPROVER))
 CLICKERS: Final = st.sampled_from((APPROVER, SECOND, SECOND, REQUESTER, STRANGER, GUEST))
-KINDS: Final = st.sampled_from((*(DecisionKind.APPROVE,) * 5, DecisionKind.DENY))
+KINDS: Final = st.sampled_from((*(DecisionKind.APPROVE,) * 5, DecisionKind.DENY, DecisionKind.WITHDRAW))
 ORDERS: Final = st.sampled_from((*("wait",) * 6, "done", "cancel", "unknown"))
 CHANNELS: Final = st.sampled_from((*(OPEN_CHANNEL,) * 9, CLOSED_CHANNEL))
 WAITS_S: Final = st.sampled_from((0.2, 1.0, 2.0, 4.0, 7.0, 7.0, 31.0, 31.0, 61.0, 301.0, 601.0))
@@ -879,7 +894,7 @@ class Histories(RuleBasedStateMachine):
     def click(
         self, *, story: Story, actor: Actor, kind: DecisionKind, copy_: int, replica: int, strike: Strike | None
     ) -> None:
-        """Somebody presses Approve or Deny, who may or may not."""
+        """Somebody presses Approve, Deny or Withdraw, who may or may not."""
         stage = self.stage
         pressed = stage.click(story, actor, kind, copy_)
         counts = story.counts(pressed, stage.now)
