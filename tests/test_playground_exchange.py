@@ -268,10 +268,59 @@ def test_wrong_parameters_are_refused(exchange: Exchange) -> None:
     assert error_of(bare) == (400, "validation_error")
 
 
+def look_at(exchange: Exchange, query: str, *, signed: str | None = None) -> requests.Response:
+    """A look at several orders, with a token for the query unless for another one."""
+    authorization = f"Bearer {token(query if signed is None else signed)}"
+    url = f"{exchange.url}/v1/orders/uuids" + (f"?{query}" if query else "")
+    return requests.get(url, headers={"Authorization": authorization}, timeout=5)
+
+
+def named(*uuids: str) -> str:
+    return "&".join(f"uuids[]={uuid}" for uuid in uuids)
+
+
+def test_several_orders_are_looked_at_in_one_call(exchange: Exchange) -> None:
+    """The newest first; what is not there is not in the answer."""
+    first, second, third = (exchange.place() for _ in range(3))
+    exchange.fill(second)
+    shown = look_at(exchange, named(first, str(uuid4()), second)).json()
+    assert [(each["uuid"], each["state"]) for each in shown] == [(second, "done"), (first, "wait")]
+    assert shown[1].keys() <= FIELDS
+    assert look_at(exchange, named(str(uuid4()))).json() == []
+    assert third not in {each["uuid"] for each in shown}
+
+
+def test_a_list_is_verified_and_limited_as_at_upbit(exchange: Exchange) -> None:
+    """The hash is over the query with bare brackets, whether they were encoded on the way or not."""
+    uuid, other = exchange.place(), exchange.place()
+    query = named(uuid, other)
+    encoded = query.replace("[]", "%5B%5D")
+    assert look_at(exchange, encoded, signed=query).status_code == 200
+    assert error_of(look_at(exchange, query, signed=encoded)) == (401, "invalid_query_payload")
+    assert error_of(look_at(exchange, query, signed=named(other, uuid))) == (401, "invalid_query_payload")
+    assert error_of(look_at(exchange, "")) == (400, "validation_error")
+    assert error_of(look_at(exchange, f"uuid={uuid}")) == (400, "validation_error")
+    assert error_of(look_at(exchange, named("nonsense"))) == (400, "invalid_parameter")
+    assert look_at(exchange, named(*(str(uuid4()) for _ in range(100)))).status_code == 200
+    assert error_of(look_at(exchange, named(*(str(uuid4()) for _ in range(101))))) == (400, "validation_error")
+    exchange.set_key(Key(permissions=frozenset({"make_orders"})))
+    assert error_of(look_at(exchange, query)) == (401, "out_of_scope")
+
+
+def test_a_mood_can_meet_one_path_alone(exchange: Exchange) -> None:
+    """What fails for a list must be told apart from what fails for one order."""
+    uuid = exchange.place()
+    exchange.set_mood("GET /v1/orders/uuids", Mood.WRONG_UUID, times=1)
+    assert look(exchange, uuid).json()["uuid"] == uuid
+    assert uuid not in {each["uuid"] for each in look_at(exchange, named(uuid)).json()}
+    assert look_at(exchange, named(uuid)).json()[0]["uuid"] == uuid
+
+
 @pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/v1/orders"), ("POST", "/v1/order"), ("PUT", "/v1/order"), ("DELETE", "/v1/orders")]
+    ("method", "path"),
+    [("GET", "/v1/orders"), ("POST", "/v1/order"), ("PUT", "/v1/order"), ("DELETE", "/v1/orders/uuids")],
 )
-def test_there_are_two_routes(exchange: Exchange, method: str, path: str) -> None:
+def test_there_are_three_routes(exchange: Exchange, method: str, path: str) -> None:
     """What the bot must not do cannot be done here."""
     assert requests.request(method, exchange.url + path, timeout=5).status_code == 404
 

@@ -1,4 +1,4 @@
-"""The two calls against servers on loopback: the playground's exchange, and raw sockets that break where it hurts."""
+"""The three calls against servers on loopback: the playground's exchange, and raw sockets that break where it hurts."""
 
 import json
 import logging
@@ -21,12 +21,13 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.domain.answer import Accepted, Call, Found, NotSent, Refused, Unknown
+from bot.domain.answer import Accepted, Call, Found, FoundOrders, NotSent, Refused, Unknown
 from bot.domain.order import Order
 from bot.playground.exchange import Exchange, Key, Mood
 from bot.upbit.client import (
     _ATTEMPT,
     CERTAIN_NAMES,
+    MAX_ORDERS,
     Doubt,
     Refusal,
     UpbitClient,
@@ -35,6 +36,7 @@ from bot.upbit.client import (
     _PlainConnection,
     ban_s,
     decipher,
+    decipher_orders,
 )
 
 UUID = "cdd92199-2897-4e14-9448-f923320408ad"
@@ -265,6 +267,66 @@ def test_each_look_has_a_nonce_of_its_own(exchange: Exchange, client: UpbitClien
     assert len({look.call.nonce for look in looks}) == 5
 
 
+def test_several_orders_are_one_look_with_bare_brackets() -> None:
+    """Upbit wants `[` and `]` as they are, on the wire and under the hash."""
+    body = json.dumps([ORDER]).encode()
+    with RawServer(answering(http(body))) as server, client_of(server.url) as client:
+        answer = client.get_orders([UUID, OTHER_UUID])
+    assert isinstance(answer, FoundOrders)
+    assert [order.uuid for order in answer.orders] == [UUID]
+    (request,) = server.requests
+    assert request.startswith(f"GET /v1/orders/uuids?uuids[]={UUID}&uuids[]={OTHER_UUID} HTTP/1.1\r\n".encode())
+
+
+def test_a_hundred_orders_are_read_at_once(exchange: Exchange, client: UpbitClient) -> None:
+    """So hundreds of open requests cost a few calls; what Upbit does not know is left out of its answer."""
+    uuids = [exchange.place() for _ in range(MAX_ORDERS - 1)]
+    exchange.fill(uuids[0])
+    exchange.cancel_elsewhere(uuids[1])
+    exchange.fill(uuids[2], "0.004")
+    answer = client.get_orders([*uuids, str(uuid4())])
+    assert isinstance(answer, FoundOrders)
+    seen = {order.uuid: order for order in answer.orders}
+    assert seen.keys() == set(uuids)
+    assert [seen[uuid].state for uuid in uuids[:4]] == ["done", "cancel", "wait", "wait"]
+    assert seen[uuids[2]].remaining_volume == Decimal("0.006")
+    assert (answer.call.method, answer.call.path, answer.call.status) == ("GET", "/v1/orders/uuids", 200)
+    assert len(exchange.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "uuids", [[], [UUID, UUID], [UUID, "X"], [f"{UUID}&uuids[]={OTHER_UUID}"], [str(uuid4()) for _ in range(101)]]
+)
+def test_what_is_no_list_of_orders_is_not_signed(exchange: Exchange, client: UpbitClient, uuids: list[str]) -> None:
+    """None, too many, one twice, or what would read as another list under the same hash."""
+    with pytest.raises(ValueError, match="order"):
+        client.get_orders(uuids)
+    assert not exchange.requests
+
+
+@pytest.mark.parametrize(
+    ("mood", "kind"),
+    [
+        (Mood.DROP_AFTER, Unknown),
+        (Mood.HTTP_500, Unknown),
+        (Mood.REDIRECT, Unknown),
+        (Mood.HTML_200, Unknown),
+        (Mood.TRUNCATED, Unknown),
+        (Mood.REFUSE, Refused),
+        (Mood.RATELIMITED_429, Refused),
+        (Mood.BANNED_418, Refused),
+    ],
+)
+def test_a_look_at_several_orders_fails_like_one_at_one(
+    exchange: Exchange, client: UpbitClient, mood: Mood, kind: type
+) -> None:
+    """The same line, the same brake, the same words."""
+    uuid = exchange.place()
+    exchange.set_mood("GET /v1/orders/uuids", mood, times=1)
+    assert isinstance(client.get_orders([uuid]), kind)
+    assert (client.hold_s("GET") > 0) == (mood in {Mood.RATELIMITED_429, Mood.BANNED_418})
+
+
 @pytest.mark.parametrize("uuid", ["", "X", f"{UUID}&identifier=Y", UUID.upper(), f"{UUID}\n", "../accounts"])
 def test_what_is_no_uuid_is_not_signed(exchange: Exchange, client: UpbitClient, uuid: str) -> None:
     """The hash under the token does not bind the structure of the query."""
@@ -275,7 +337,7 @@ def test_what_is_no_uuid_is_not_signed(exchange: Exchange, client: UpbitClient, 
     assert not exchange.requests
 
 
-def test_nothing_but_get_and_delete_of_the_order_ever_leaves(exchange: Exchange, client: UpbitClient) -> None:
+def test_nothing_but_looks_and_the_cancel_of_one_order_ever_leaves(exchange: Exchange, client: UpbitClient) -> None:
     """The key that cancels can place orders too; this client cannot."""
     for mood in Mood:
         if mood in {Mood.HANG, Mood.SLOW, Mood.BANNED_418, Mood.RATELIMITED_429}:
@@ -286,9 +348,14 @@ def test_nothing_but_get_and_delete_of_the_order_ever_leaves(exchange: Exchange,
         client.get_order(uuid)
         cancel(client, uuid)
         client.get_order(uuid)
-    assert {(seen.method, seen.path) for seen in exchange.requests} == {("GET", "/v1/order"), ("DELETE", "/v1/order")}
+        client.get_orders([uuid])
+    assert {(seen.method, seen.path) for seen in exchange.requests} == {
+        ("GET", "/v1/order"),
+        ("GET", "/v1/orders/uuids"),
+        ("DELETE", "/v1/order"),
+    }
     verbs = {name for name in dir(UpbitClient) if not name.startswith("_")}
-    assert verbs == {"get_order", "cancel_order", "hold_s", "close"}
+    assert verbs == {"get_order", "get_orders", "cancel_order", "hold_s", "close"}
 
 
 def test_the_environment_changes_nothing(
@@ -413,6 +480,46 @@ def test_the_certain_names_are_those_of_the_table() -> None:
 def test_a_200_that_is_not_this_order_is_a_doubt(body: bytes, cause: str) -> None:
     """Somebody else's order, half an order or a page is no proof that this one was accepted."""
     assert decipher(200, {}, body, uuid=UUID) == Doubt(cause=cause)
+
+
+OTHER = {**ORDER, "uuid": OTHER_UUID, "state": "done"}
+
+
+@pytest.mark.parametrize(
+    ("entries", "found"),
+    [
+        ([], set()),
+        ([ORDER, OTHER], {UUID, OTHER_UUID}),
+        ([ORDER, {**OTHER, "uuid": "22222222-2897-4e14-9448-f923320408ad"}], {UUID}),
+        ([ORDER, {**OTHER, "uuid": OTHER_UUID.upper()}], {UUID}),
+        ([ORDER, OTHER, {**OTHER, "state": "wait"}], {UUID}),
+        ([ORDER, OTHER, OTHER], {UUID}),
+        ([ORDER, {**OTHER, "state": None}], {UUID}),
+        ([ORDER, {**OTHER, "price": "1e999999"}], {UUID}),
+        ([ORDER, {"uuid": OTHER_UUID}, None, 1, "x", [], {"uuid": [OTHER_UUID]}], {UUID}),
+    ],
+)
+def test_an_entry_counts_only_where_it_is_whole_and_unambiguous(entries: list[Any], found: set[str]) -> None:
+    """One order that is wrong takes nothing from the others, and nothing is known of it afterwards."""
+    read = decipher_orders(200, {}, json.dumps(entries).encode(), uuids={UUID, OTHER_UUID})
+    assert isinstance(read, tuple)
+    assert {order.uuid for order in read} == found
+
+
+def test_an_entry_with_a_field_twice_takes_nothing_from_the_others() -> None:
+    """Which of the two would count is anybody's guess."""
+    twice = json.dumps(OTHER).replace('"state": ', '"state": "wait", "state": ')
+    read = decipher_orders(200, {}, f"[{json.dumps(ORDER)}, {twice}]".encode(), uuids={UUID, OTHER_UUID})
+    assert isinstance(read, tuple)
+    assert [order.uuid for order in read] == [UUID]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"OK", ORDER_JSON, b"null", b"[" + ORDER_JSON, b"[NaN]", b"\xff[]", b'["\\ud800"]']
+)
+def test_a_200_that_is_no_list_is_a_doubt(body: bytes) -> None:
+    """A page of a gateway says nothing of any order."""
+    assert decipher_orders(200, {}, body, uuids={UUID}) == Doubt(cause="not_json")
 
 
 def test_amounts_keep_every_digit_as_text_or_number() -> None:

@@ -2,6 +2,7 @@
 
     Answer
     ├── Found        the order as it is now                          (GET)
+    ├── FoundOrders  those of the orders that were found             (GET of several)
     ├── Accepted     the cancel was accepted; it is not canceled yet (DELETE)
     ├── Refused      an error by name; `proves_nothing_happened` tells what can be concluded
     ├── Unknown      anything else: it may have happened
@@ -20,7 +21,7 @@ class Call:
     """The facts of one call, for the audit: no token, no key."""
 
     method: str  #: GET or DELETE
-    path: str  #: /v1/order
+    path: str  #: /v1/order, /v1/orders/uuids
     nonce: str  #: the uuid4 in the token
     query_hash: str  #: SHA-512 hex of the query
     status: int | None = None  #: HTTP status, None where no answer came
@@ -33,6 +34,14 @@ class Call:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
     order: Order
+    call: Call
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoundOrders:
+    """Nothing can be concluded about an order that was asked for and is not here."""
+
+    orders: tuple[Order, ...]  #: of those that were asked for, each once, in no order
     call: Call
 
 
@@ -66,3 +75,4 @@ class NotSent:
 
 CancelAnswer = Accepted | Refused | Unknown | NotSent
 LookAnswer = Found | Refused | Unknown | NotSent
+OrdersAnswer = FoundOrders | Refused | Unknown | NotSent

@@ -8,7 +8,8 @@
 
 Independent of the bot: the token is checked by hand, so that bot and exchange cannot share a mistake.
 
-https://global-docs.upbit.com/reference/order-cancel, https://global-docs.upbit.com/reference/get-order
+https://global-docs.upbit.com/reference/order-cancel, https://global-docs.upbit.com/reference/get-order,
+https://global-docs.upbit.com/reference/list-orders-by-ids
 """
 
 import base64
@@ -35,6 +36,7 @@ from uuid import UUID, uuid4
 
 FEE_RATE: Final = Decimal("0.0005")
 MAX_LOGGED_REQUESTS: Final = 10_000
+MAX_ORDERS: Final = 100
 VIOLATIONS_BEFORE_BAN: Final = 10
 FIRST_BAN_S: Final = 60.0
 CLOCK_STEP_S: Final = 0.02
@@ -92,7 +94,17 @@ class Request:
 
     @property
     def fields(self) -> dict[str, str]:
-        return dict(parse_qsl(self.query, keep_blank_values=True))
+        return dict(self.pairs)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Name and value, as often as they come."""
+        return parse_qsl(self.query, keep_blank_values=True)
+
+    @property
+    def uuids(self) -> list[str]:
+        """The orders that it names, one by one or in a list."""
+        return [value for name, value in self.pairs if name in {"uuid", "uuids[]"}]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -263,6 +275,7 @@ class Exchange:
         #: (method, path) -> permission that it needs, and what it does
         self._routes: dict[tuple[str, str], tuple[str, Callable[[Request, _ActiveMood | None], _Reply]]] = {
             ("GET", "/v1/order"): ("view", self._get_order),
+            ("GET", "/v1/orders/uuids"): ("view", self._get_orders),
             ("DELETE", "/v1/order"): ("make_orders", self._delete_order),
         }
         self._server = _Server(self._answer, tls=tls)
@@ -366,7 +379,10 @@ class Exchange:
         plain: bool = True,
         volume: str | None = None,
     ) -> None:
-        """Meet the next `times` calls of `method` with a mood, or all until it is cleared. Mood says who uses what."""
+        """Meet the next `times` calls of `method` with a mood, or all until it is cleared. Mood says who uses what.
+
+        A method and a path, `GET /v1/orders/uuids`, stand for the calls of that path alone.
+        """
         with self._changed:
             self.clear_moods(method)
             self._moods[method] = _ActiveMood(
@@ -425,7 +441,7 @@ class Exchange:
             self._changed.notify_all()
         if self.on_request is not None:
             self.on_request(request)
-        active = self._met_mood(request.method)
+        active = self._met_mood(f"{request.method} {request.path}") or self._met_mood(request.method)
         if active and active.mood is Mood.SLOW:
             active.over.wait(active.seconds)
         reply = self._reply(request, active)
@@ -511,8 +527,9 @@ class Exchange:
                 return _error(404, "order_not_found", "주문을 찾지 못했습니다.")
             case Mood.WRONG_UUID:
                 with self._changed:
-                    known = self._orders.get(request.fields.get("uuid", ""))
-                return _json(200, {**(known.shown() if known else {}), "uuid": self._new_uuid()})
+                    shown = [self._orders[uuid].shown() for uuid in request.uuids if uuid in self._orders] or [{}]
+                renamed = [{**each, "uuid": self._new_uuid()} for each in shown]
+                return _json(200, renamed if request.path == "/v1/orders/uuids" else renamed[0])
             case Mood.NOT_JSON_200:
                 return _Reply(status=200, body=b"OK", content_type="text/plain")
             case Mood.HTML_200:
@@ -522,10 +539,20 @@ class Exchange:
             case _:
                 return reply
 
-    # The two calls
+    # The calls
 
     def _get_order(self, request: Request, _: _ActiveMood | None) -> _Reply:
         return _json(200, self._named(request).shown())
+
+    def _get_orders(self, request: Request, _: _ActiveMood | None) -> _Reply:
+        """Those of the orders that are there, the newest first; the others are left out."""
+        named = [value for name, value in request.pairs if name == "uuids[]"]
+        if not 0 < len(named) <= MAX_ORDERS or len(named) != len(request.pairs):
+            raise _Refused(400, "validation_error", f"uuids[] names 1 to {MAX_ORDERS} orders.")
+        if not all(_is_uuid(uuid) for uuid in named):
+            raise _Refused(400, "invalid_parameter", "uuids[] is malformed.")
+        wanted = set(named)
+        return _json(200, [self._current(uuid).shown() for uuid in reversed(self._orders) if uuid in wanted])
 
     def _delete_order(self, request: Request, active: _ActiveMood | None) -> _Reply:
         """Accept the cancel: 200 with the order as it was. A second one finds nothing to cancel."""
@@ -690,7 +717,7 @@ def _no_route(_: Request, __: _ActiveMood | None) -> NoReturn:
     raise _Refused(404, "not_found", "There is no such route.")
 
 
-def _json(status: int, body: Mapping[str, Any]) -> _Reply:
+def _json(status: int, body: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> _Reply:
     return _Reply(status=status, body=json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode())
 
 

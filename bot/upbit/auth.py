@@ -6,6 +6,7 @@ https://global-docs.upbit.com/reference/auth
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from typing import Final, Never
 
 from jwt.algorithms import HMACAlgorithm
@@ -23,6 +24,13 @@ def order_query(uuid: str) -> str:
     if not UUID_PATTERN.fullmatch(uuid):
         raise ValueError("an order's uuid is 32 lower-case hexadecimal digits in five groups")
     return f"uuid={uuid}"
+
+
+def orders_query(uuids: Sequence[str]) -> str:
+    """The query that names several orders, each once; `[` and `]` stand bare on the wire, too. Raises ValueError."""
+    if not uuids or len(set(uuids)) != len(uuids):
+        raise ValueError("at least one order's uuid is needed, and each once")
+    return "&".join(f"uuids[]={order_query(uuid).removeprefix('uuid=')}" for uuid in uuids)
 
 
 def query_hash(query: str) -> str:

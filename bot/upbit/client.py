@@ -1,4 +1,4 @@
-"""Two calls to Upbit, and what their answers come to.
+"""Three calls to Upbit, and what their answers come to.
 
     UpbitClient
     ├── Signer       the token of a request (auth)
@@ -11,7 +11,8 @@ Whether a failed request was *not sent* or is *unknown* is never guessed from th
 notes `written` just before it hands the first byte of the request to the socket: what fails before that was surely
 not sent, and what fails after it is unknown.
 
-https://global-docs.upbit.com/reference/order-cancel, https://global-docs.upbit.com/reference/get-order
+https://global-docs.upbit.com/reference/order-cancel, https://global-docs.upbit.com/reference/get-order,
+https://global-docs.upbit.com/reference/list-orders-by-ids
 """
 
 import json
@@ -19,7 +20,8 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -27,7 +29,7 @@ from decimal import Decimal
 from http import HTTPStatus
 from http.client import HTTPException
 from queue import Empty, SimpleQueue
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 from urllib.parse import SplitResult, urlsplit
 from uuid import uuid4
 
@@ -41,11 +43,25 @@ from urllib3.exceptions import TimeoutError as PoolTimeout
 from urllib3.util.connection import allowed_gai_family, create_connection
 from urllib3.util.ssl_ import create_urllib3_context
 
-from bot.domain.answer import Accepted, Call, CancelAnswer, Found, LookAnswer, NotSent, Refused, Unknown
+from bot.domain.answer import (
+    Accepted,
+    Call,
+    CancelAnswer,
+    Found,
+    FoundOrders,
+    LookAnswer,
+    NotSent,
+    OrdersAnswer,
+    Refused,
+    Unknown,
+)
 from bot.domain.order import MalformedOrder, Order
-from bot.upbit.auth import Signer, order_query, query_hash
+from bot.upbit.auth import Signer, order_query, orders_query, query_hash
 
 ORDER_PATH: Final = "/v1/order"
+ORDERS_PATH: Final = "/v1/orders/uuids"
+MAX_ORDERS: Final = 100
+"""Orders in one call of `get_orders`, by Upbit's limit."""
 USER_AGENT: Final = "upbit-cancel-bot"
 
 MAX_ANSWER_BYTES: Final = 1_000_000
@@ -114,8 +130,22 @@ def decipher(status: int, headers: Mapping[str, str], body: bytes, *, uuid: str)
     An Order comes only out of a 200 with a JSON object that carries this very uuid; a Refusal only out of a 4xx that
     carries an error's name, or out of 429 and 418, which have none. Everything else is a Doubt.
     """
-    if status == HTTPStatus.OK:
-        return _decipher_order(body, uuid=uuid)
+    return _decipher_order(body, uuid=uuid) if status == HTTPStatus.OK else _decipher_no(status, headers, body)
+
+
+def decipher_orders(
+    status: int, headers: Mapping[str, str], body: bytes, *, uuids: Collection[str]
+) -> tuple[Order, ...] | Refusal | Doubt:
+    """What a whole answer to a request about several orders says. Never raises.
+
+    An order comes only out of a 200 with a JSON list that has it once, whole, and was asked for it; what is wrong with
+    one entry takes nothing from the others.
+    """
+    return _decipher_orders(body, uuids=uuids) if status == HTTPStatus.OK else _decipher_no(status, headers, body)
+
+
+def _decipher_no(status: int, headers: Mapping[str, str], body: bytes) -> Refusal | Doubt:
+    """What an answer says that is no 200."""
     if status == TOO_MANY_REQUESTS:
         retry_after_s = min(_retry_after_header_s(headers) or NEXT_SECOND_S, MAX_RATE_LIMIT_S)
         return _refusal_by_status("too_many_requests", body, retry_after_s=retry_after_s)
@@ -183,6 +213,23 @@ def _decipher_order(body: bytes, *, uuid: str) -> Order | Doubt:
         return Doubt(cause="malformed_order")
 
 
+def _decipher_orders(body: bytes, *, uuids: Collection[str]) -> tuple[Order, ...] | Doubt:
+    try:
+        entries = _parse(body, _JSON_BY_ENTRY)
+    except ValueError:
+        return Doubt(cause="not_json")
+    if not isinstance(entries, list):
+        return Doubt(cause="not_json")
+    named = [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("uuid"), str)]
+    times = Counter(entry["uuid"] for entry in named)
+    found: list[Order] = []
+    for entry in named:
+        if entry["uuid"] in uuids and times[entry["uuid"]] == 1:
+            with suppress(MalformedOrder):
+                found.append(Order.from_json(entry))
+    return tuple(found)
+
+
 def _decipher_error(status: int, body: bytes) -> Refusal | Doubt:
     try:
         error = _parse(body)["error"]
@@ -207,7 +254,7 @@ def _storable(text: str) -> str:
     return text.encode(errors="replace").decode().replace("\0", "�")
 
 
-def _parse(body: bytes) -> Any:
+def _parse(body: bytes, decoder: json.JSONDecoder | None = None) -> Any:
     """JSON, strictly: UTF-8, no field twice, no NaN, no number that fills the memory, exact decimals, storable text.
 
     Raises ValueError.
@@ -216,7 +263,7 @@ def _parse(body: bytes) -> Any:
     if "\\" in text and _UNSTORABLE_PATTERN.search(_SURROGATE_PAIR_PATTERN.sub("", text)):
         raise ValueError("a text that no database stores")
     try:
-        return _STRICT_JSON.decode(text)
+        return (decoder or _STRICT_JSON).decode(text)
     except (RecursionError, ArithmeticError):
         raise ValueError("nested too deeply, or a number out of bounds") from None
 
@@ -232,6 +279,11 @@ def _fields_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
+def _fields_once_or_nothing(pairs: list[tuple[str, Any]]) -> dict[str, Any] | None:
+    fields = dict(pairs)
+    return fields if len(fields) == len(pairs) else None
+
+
 def _short_int(digits: str) -> int:
     if len(digits) > MAX_INT_DIGITS:
         raise ValueError("an integer out of bounds")
@@ -245,6 +297,10 @@ def _no_constant(name: str) -> float:
 _STRICT_JSON: Final = json.JSONDecoder(
     object_pairs_hook=_fields_once, parse_float=Decimal, parse_int=_short_int, parse_constant=_no_constant
 )
+_JSON_BY_ENTRY: Final = json.JSONDecoder(
+    object_pairs_hook=_fields_once_or_nothing, parse_float=Decimal, parse_int=_short_int, parse_constant=_no_constant
+)
+"""As strict, but an object in which a field came twice is None, and its neighbours are read."""
 
 
 # One request on its way ---------------------------------------------------------------------------------------------
@@ -423,6 +479,10 @@ class _PlainConnection(HTTPConnection):
                 return sock
         raise last_error
 
+    def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
+        """urllib3 encodes `[]`, which Upbit wants bare; nothing else of our queries is ever encoded."""
+        super().putrequest(method, url.replace("%5B%5D=", "[]="), *args, **kwargs)
+
     def send(self, data: Any) -> None:
         """What http.client writes the request with; connects first where the connection is new, or was dropped."""
         if self.sock is None:
@@ -520,12 +580,16 @@ class _Reply:
     too_large: bool = False
 
 
+_Read = TypeVar("_Read", Order, tuple[Order, ...])
+"""What is read out of a 200."""
+
+
 def _new_nonce() -> str:
     return str(uuid4())
 
 
 class UpbitClient:
-    """Reads and cancels one order at a time, for many threads.
+    """Reads orders and cancels one at a time, for many threads.
 
     No call raises but for a uuid that is none (ValueError); whatever happens on the way becomes an answer, since an
     exception would carry the request, and with it the token, to whoever logs it.
@@ -560,7 +624,7 @@ class UpbitClient:
             raise ValueError("the server's URL needs http or https and a host, and no user")
         if server.path.strip("/") or server.query or server.fragment:
             raise ValueError("the server's URL ends after the host")
-        self._order_url = f"{server.scheme}://{server.netloc}{ORDER_PATH}"
+        self._server_url = f"{server.scheme}://{server.netloc}"
         self._timeouts_s = (min(connect_timeout_s, deadline_s), min(read_timeout_s, deadline_s))
         self._deadline_s = deadline_s
         self._monotonic = monotonic
@@ -578,7 +642,24 @@ class UpbitClient:
 
         https://global-docs.upbit.com/reference/get-order. Raises ValueError for a uuid that is none.
         """
-        return self._call("GET", uuid, nonce=self._new_nonce())
+        return self._call_for_order("GET", uuid, nonce=self._new_nonce())
+
+    def get_orders(self, uuids: Sequence[str]) -> OrdersAnswer:
+        """Those of the orders that Upbit shows, as they are now; at most MAX_ORDERS.
+
+        https://global-docs.upbit.com/reference/list-orders-by-ids. An order that is not in the answer is one of which
+        nothing is known. Raises ValueError for a uuid that is none, one that comes twice, and too many or none of them.
+        """
+        if len(uuids) > MAX_ORDERS:
+            raise ValueError(f"no more than {MAX_ORDERS} orders in one call")
+        query = orders_query(uuids)
+        asked_for = frozenset(uuids)
+        answer, call = self._call(
+            Call(method="GET", path=ORDERS_PATH, nonce=self._new_nonce(), query_hash=query_hash(query)),
+            query,
+            read=lambda status, headers, body: decipher_orders(status, headers, body, uuids=asked_for),
+        )
+        return FoundOrders(orders=answer, call=call) if isinstance(answer, tuple) else answer
 
     def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
         """Ask Upbit to cancel: at most one DELETE, never sent again by itself.
@@ -586,7 +667,7 @@ class UpbitClient:
         Accepted is not canceled; only `get_order` tells that. https://global-docs.upbit.com/reference/order-cancel
         Raises ValueError for a uuid that is none.
         """
-        answer = self._call("DELETE", uuid, nonce=nonce)
+        answer = self._call_for_order("DELETE", uuid, nonce=nonce)
         return Accepted(order=answer.order, call=answer.call) if isinstance(answer, Found) else answer
 
     def hold_s(self, method: Literal["GET", "DELETE"]) -> float:
@@ -602,11 +683,21 @@ class UpbitClient:
         self._watchdog.close()
         self._line.close()
 
-    def _call(self, method: Literal["GET", "DELETE"], uuid: str, *, nonce: str) -> LookAnswer:
+    def _call_for_order(self, method: Literal["GET", "DELETE"], uuid: str, *, nonce: str) -> LookAnswer:
         query = order_query(uuid)
-        call = Call(method=method, path=ORDER_PATH, nonce=nonce, query_hash=query_hash(query))
-        if held := self._brake.held(method):
-            return NotSent(cause=held[0], call=call, retry_after_s=held[1])
+        answer, call = self._call(
+            Call(method=method, path=ORDER_PATH, nonce=nonce, query_hash=query_hash(query)),
+            query,
+            read=lambda status, headers, body: decipher(status, headers, body, uuid=uuid),
+        )
+        return Found(order=answer, call=call) if isinstance(answer, Order) else answer
+
+    def _call(
+        self, call: Call, query: str, *, read: Callable[[int, Mapping[str, str], bytes], _Read | Refusal | Doubt]
+    ) -> tuple[_Read | Refused | Unknown | NotSent, Call]:
+        """What `read` makes of the answer, or why there is none to make something of; and the facts of the call."""
+        if held := self._brake.held("DELETE" if call.method == "DELETE" else "GET"):
+            return NotSent(cause=held[0], call=call, retry_after_s=held[1]), call
 
         attempt = _Attempt(deadline_s=self._deadline_s, resolve=self._resolve)
         reply = _Reply()
@@ -615,21 +706,22 @@ class UpbitClient:
         call = self._told(call, reply, elapsed_s=self._monotonic() - began_at)
 
         if not attempt.written:
-            return NotSent(cause=failure or attempt.stage, call=call)
-        outcome = _outcome(reply, failure=failure, uuid=uuid)
+            return NotSent(cause=failure or attempt.stage, call=call), call
+        outcome = _outcome(reply, failure=failure, read=read)
         self._learn(outcome, call)
-        if isinstance(outcome, Order):
-            return Found(order=outcome, call=call)
         if isinstance(outcome, Doubt):
-            return Unknown(cause=outcome.cause, call=call)
+            return Unknown(cause=outcome.cause, call=call), call
+        if not isinstance(outcome, Refusal):
+            return outcome, call
         name = self._presentable(outcome.name)
-        return Refused(
+        refused = Refused(
             name=name,
             proves_nothing_happened=outcome.proves_nothing_happened,
             message=self._presentable(outcome.message),
             retry_after_s=outcome.retry_after_s,
             call=replace(call, error_name=name),
         )
+        return refused, refused.call
 
     def _exchange(self, call: Call, query: str, *, attempt: _Attempt, reply: _Reply) -> str | None:
         """Send the request and read the answer into `reply`; None, or the machine word for what went wrong."""
@@ -653,7 +745,7 @@ class UpbitClient:
         """urllib3's response, its body still to be read."""
         request = PreparedRequest()
         request.method = call.method
-        request.url = f"{self._order_url}?{query}"
+        request.url = f"{self._server_url}{call.path}?{query}"
         request.prepare_headers({"User-Agent": USER_AGENT, "Accept": "application/json"})
         request.headers["Authorization"] = f"Bearer {self._signer.token(query_hash=call.query_hash, nonce=call.nonce)}"
         return self._line.send(request, stream=True, timeout=self._timeouts_s).raw
@@ -692,7 +784,7 @@ class UpbitClient:
     def _presentable(self, text: str) -> str:
         return self._signer.scrub(_storable(text))
 
-    def _learn(self, outcome: Order | Refusal | Doubt, call: Call) -> None:
+    def _learn(self, outcome: object, call: Call) -> None:
         """Hold back the next calls where Upbit asks for it: https://global-docs.upbit.com/reference/rate-limits."""
         if call.status == BANNED and isinstance(outcome, Refusal):
             self._brake.hold("banned", for_s=outcome.retry_after_s or DEFAULT_BAN_S)
@@ -704,7 +796,9 @@ class UpbitClient:
                 self._brake.hold("reserved" if left else "rate_limited", for_s=NEXT_SECOND_S)
 
 
-def _outcome(reply: _Reply, *, failure: str | None, uuid: str) -> Order | Refusal | Doubt:
+def _outcome(
+    reply: _Reply, *, failure: str | None, read: Callable[[int, Mapping[str, str], bytes], _Read | Refusal | Doubt]
+) -> _Read | Refusal | Doubt:
     """429 and 418 count by their status, even where the rest of the answer was lost; nothing else does."""
     if reply.status not in {TOO_MANY_REQUESTS, BANNED}:
         if failure is not None:
@@ -713,4 +807,4 @@ def _outcome(reply: _Reply, *, failure: str | None, uuid: str) -> Order | Refusa
             return Doubt(cause="too_large")
     if reply.status is None:
         return Doubt(cause="connection_lost")
-    return decipher(reply.status, reply.headers, bytes(reply.body), uuid=uuid)
+    return read(reply.status, reply.headers, bytes(reply.body))

@@ -36,6 +36,8 @@ SAYS: Final = {
 """How the thread's message about a state begins."""
 
 NOT_SENT: Final = frozenset({State.REFUSED, State.DENIED, State.WITHDRAWN, State.EXPIRED})
+CALLS: Final = {("GET", "/v1/order"), ("GET", "/v1/orders/uuids"), ("DELETE", "/v1/order")}
+"""All that the bot ever asks of the exchange."""
 ANSWERS: Final = {"approve": "request.approved", "deny": "request.denied", "withdraw": "request.withdrawn"}
 
 
@@ -190,7 +192,7 @@ class _Judgement:
         if fault is not None:
             self._figures.faulty.append(f"the audit does not verify: {fault}")
         for request in self._here.exchange.requests:
-            if (request.method, request.path) not in {("GET", "/v1/order"), ("DELETE", "/v1/order")}:
+            if (request.method, request.path) not in CALLS:
                 self._figures.faulty.append(f"{request.method} {request.path} was sent to the exchange")
 
     def _nonces(self, request_id: int) -> set[str]:
