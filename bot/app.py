@@ -1,8 +1,10 @@
 """The composition root: from settings to everything wired, started and stopped in order."""
 
 import logging
+import math
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -43,6 +45,9 @@ RETRY_SLACK_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
 EXCHANGE_LANE: Final = "exchange"
 SLACK_LANE: Final = "slack"
 NOTICE_LANE: Final = "notice"
+REFRESH_LANE: Final = "refresh"
+
+REFRESH_FAILED_REST_S: Final = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +103,7 @@ class Bot:
             policy=build_policy(settings),
             approval_ttl=settings.approval_ttl,
             send_within=settings.send_within,
+            refresh_every=settings.refresh_every,
             new_nonce=lambda: str(uuid.uuid4()),
         )
         self._worker = Worker(
@@ -107,9 +113,12 @@ class Bot:
                     lanes={SLACK_LANE: self._workflow.show, NOTICE_LANE: self._workflow.deliver},
                     threads=SLACK_THREADS,
                 ),
+                # A thread of its own: many pending requests must not stand before a cancel.
+                Crew(lanes={REFRESH_LANE: self._refresh}, threads=1),
             ),
             find_due=self._find_due,
         )
+        self._refresh_rests_until = 0.0
         self._identity: Identity | None = None
         self._stopping = threading.Event()
         self._telling = threading.BoundedSemaphore(MAX_TELLING)
@@ -178,6 +187,21 @@ class Bot:
         yield from (Job(EXCHANGE_LANE, request_id) for request_id in due.exchange)
         yield from (Job(SLACK_LANE, request_id) for request_id in due.slack)
         yield from (Job(NOTICE_LANE, notice_id) for notice_id in due.notices)
+
+        if due.refresh and time.monotonic() >= self._refresh_rests_until:
+            yield Job(REFRESH_LANE, 0)
+
+    def _refresh(self, _job_id: int) -> float | None:
+        """One refresh at a time, and rests in between, whatever the loop finds due meanwhile."""
+        self._refresh_rests_until = math.inf
+        rest_s: float | None = REFRESH_FAILED_REST_S
+        try:
+            rest_s = self._workflow.refresh()
+        except StoreError as error:
+            log.warning("the orders of pending requests were not refreshed: %s", error)
+        finally:
+            self._refresh_rests_until = time.monotonic() + (rest_s or 0.0)
+        return rest_s
 
     def _door(self) -> Door:
         settings = self._settings

@@ -35,7 +35,6 @@ LATER_SETTINGS = (
     "CHECKPOINT_KEY",
     "CHECKPOINT_KEY_FILE",
     "OPS_PORT",
-    "REFRESH_SECONDS",
 )
 
 _LONGEST_FILE = 64 * 1024
@@ -275,6 +274,9 @@ class Settings(DatabaseSettings):
     send_within_minutes: Annotated[int, BeforeValidator(_whole_number(1, 60))] = Field(
         default=5, description="An approved cancel that was not sent by then lapses, 1 to 60 minutes"
     )
+    refresh_seconds: Annotated[int, BeforeValidator(_whole_number(5, 3600))] = Field(
+        default=30, description="How often the orders of pending requests are looked at again, 5 to 3600 seconds"
+    )
     notify: Annotated[tuple[str, ...], BeforeValidator(_user_ids)] = Field(
         default=(), description="Who is mentioned on a new card and in trouble: Slack user ids"
     )
@@ -296,6 +298,10 @@ class Settings(DatabaseSettings):
     @property
     def approval_ttl(self) -> timedelta:
         return timedelta(minutes=self.approval_ttl_minutes)
+
+    @property
+    def refresh_every(self) -> timedelta:
+        return timedelta(seconds=self.refresh_seconds)
 
     @property
     def send_within(self) -> timedelta:

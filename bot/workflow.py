@@ -6,6 +6,8 @@ Three lanes work on a request, each with a lease of its own, so that Slack being
     show(request_id)      Slack: the card and its thread, drawn from the row
     deliver(notice_id)    Slack: one private line to one person
 
+Beside them `refresh()` looks again at the orders of all pending requests, and wakes the lane of those that have moved.
+
 Each does what is due and returns in how many seconds it wants to be called again, or None. It is the fast path and the
 recovery path alike: called after a click, when a wait is over, and after a crash.
 """
@@ -18,9 +20,20 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, Literal, Protocol, TypeVar, assert_never
 
-from bot.domain.answer import Accepted, Call, CancelAnswer, Found, LookAnswer, NotSent, Refused, Unknown
+from bot.domain.answer import (
+    Accepted,
+    Call,
+    CancelAnswer,
+    Found,
+    FoundOrders,
+    LookAnswer,
+    NotSent,
+    OrdersAnswer,
+    Refused,
+    Unknown,
+)
 from bot.domain.approval import ApprovalPolicy
-from bot.domain.audit import SYSTEM, Action, Actor, Json, Outcome, Reason
+from bot.domain.audit import SYSTEM, Action, Actor, Json, Outcome, Reason, timestamp
 from bot.domain.cancel_request import (
     ENDED_STATES,
     VERDICT_STATES,
@@ -46,6 +59,15 @@ SLOW_AFTER: Final = timedelta(seconds=5)
 """Who asked is told that Upbit is slow."""
 UNREACHABLE_AFTER: Final = timedelta(seconds=60)
 """A request whose order could not be read by then is refused."""
+
+REFRESH_ORDERS: Final = 100
+"""Orders in one look at several."""
+REFRESH_LOOKS: Final = 5
+"""Of these, how many are looked at singly before the next look at several; a call of `refresh` ends soon."""
+REFRESH_REST_S: Final = 0.1
+"""Between looks at several: ten thousand requests take ten seconds, and a third of what Upbit allows."""
+UNREADABLE: Final = frozenset({"not_json", "too_large"})
+"""Causes for which the orders of a list may be looked at singly: one of them may have spoiled it for the others."""
 
 SEND_GAPS_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
 SEND_GAP_S: Final = 15.0
@@ -165,6 +187,20 @@ class Notice:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Watched:
+    """A pending request whose order is to be looked at again, with the order as it was last seen."""
+
+    request_id: int
+    order_uuid: str
+    order_now: Order
+    is_unseen: bool
+
+    def is_as_before(self, seen: Order | None) -> bool:
+        """Whether a list that shows the order so says nothing new."""
+        return seen is not None and not self.is_unseen and not seen.has_moved_since(self.order_now)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Lease:
     """The right to work on one request in one lane until it runs out; the fence tells who took it last."""
 
@@ -178,6 +214,10 @@ class Exchange(Protocol):
 
     def get_order(self, uuid: str) -> LookAnswer:
         """Look at the order."""
+        ...
+
+    def get_orders(self, uuids: Sequence[str]) -> OrdersAnswer:
+        """Look at several orders at once; nothing is known of those that the answer leaves out."""
         ...
 
     def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
@@ -310,6 +350,26 @@ class Store(Protocol):
         """
         ...
 
+    def take_refresh(self, *, limit: int, again_in_s: float) -> tuple[Watched, ...]:
+        """The pending requests whose orders are due to be looked at again, the longest waiting first.
+
+        Taken is put off by `again_in_s`: nobody else asks for the same meanwhile, and what a dead process had taken is
+        taken again after that.
+        """
+        ...
+
+    def refresh_again(self, request_ids: Sequence[int]) -> None:
+        """Give back what was taken and not looked at."""
+        ...
+
+    def saw_unchanged(self, request_ids: Sequence[int]) -> None:
+        """The orders of these, as far as they are pending, were seen just now as they were before."""
+        ...
+
+    def wake(self, request_id: int) -> None:
+        """Make the exchange's lane of a pending request due: its order is looked at."""
+        ...
+
     def lease_notice(self, notice_id: int) -> Notice | None: ...
 
     def finish_notice(self, notice: Notice, *, given_up: bool) -> None: ...
@@ -329,6 +389,7 @@ class CancelWorkflow:
         policy: ApprovalPolicy,
         approval_ttl: timedelta,
         send_within: timedelta,
+        refresh_every: timedelta = timedelta(seconds=30),
         new_nonce: Callable[[], str],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -338,6 +399,8 @@ class CancelWorkflow:
         self._policy = policy
         self._approval_ttl = approval_ttl
         self._send_within = send_within
+        self._refresh_every = refresh_every
+        self._refresh_failed = False  # the failure is written down already
         self._new_nonce = new_nonce
         self._monotonic = monotonic
         # Leases of steps that the database has ended: nobody works under them, so they need not run out first.
@@ -427,7 +490,11 @@ class CancelWorkflow:
                 actor=click.actor,
                 trigger_id=click.trigger_id,
                 due_in_s=0,
-                details={"order": _order_json(request.order_now), "approvers": list(request.approvers)},
+                details={
+                    "order": _order_json(request.order_now),
+                    "looked_at": timestamp(request.looked_at) if request.looked_at else None,
+                    "approvers": list(request.approvers),
+                },
                 approved_at=tx.now,
                 send_before=tx.now + self._send_within,
                 attempts=0,
@@ -558,7 +625,7 @@ class CancelWorkflow:
             case State.REQUESTED:
                 return self._open(lease, request)
             case State.PENDING:
-                return self._expire(lease)
+                return self._wait(lease)
             case State.APPROVED:
                 return self._send(lease, request)
             case State.SENDING | State.ACCEPTED | State.UNRESOLVED:
@@ -605,6 +672,7 @@ class CancelWorkflow:
                 approvals_required=self._policy.approvals_required,
                 approvers=approvers,
                 opened_at=tx.now,
+                refresh_at=tx.now + self._refresh_every,
                 expires_at=tx.now + self._approval_ttl,
                 attempts=0,
             )
@@ -666,7 +734,7 @@ class CancelWorkflow:
         with self._store.transaction(lease.request_id, lease=lease) as tx:
             waited = tx.now - request.created_at
             if waited >= UNREACHABLE_AFTER:
-                cause = answer.name if isinstance(answer, Refused) else answer.cause
+                cause = _cause_of(answer)
                 refused = self._move_to_refused(tx, Reason.EXCHANGE_UNREACHABLE, answer=answer, cause=cause)
                 return Step(request=refused, due_in_s=None)
             if waited >= SLOW_AFTER:
@@ -681,8 +749,72 @@ class CancelWorkflow:
         wait_s = max(_gap(READING_GAPS_S, request.attempts, READING_GAP_S), _retry_after_s(answer))
         return Step(due_in_s=min(wait_s, (UNREACHABLE_AFTER - waited).total_seconds()))
 
+    def _wait(self, lease: Lease) -> "Step":
+        """pending: until somebody decides or the time is over. Whose lane was woken before that is to be looked at."""
+        step = self._expire(lease)
+        if step.request is None or step.request.state is not State.PENDING or step.due_in_s is None:
+            return step
+        held_s = self._exchange.hold_s("GET")
+        if held_s > 0:
+            return Step(request=step.request, due_in_s=min(held_s, step.due_in_s))
+        answer = self._exchange.get_order(step.request.order_uuid)
+        with self._store.transaction(lease.request_id, lease=lease) as tx:
+            request = _locked(tx)
+            if request.state is not State.PENDING:
+                return Step(request=request, due_in_s=0.0)
+            if not isinstance(answer, Found):
+                self._miss(tx, answer)
+            elif answer.order.is_done or answer.order.is_canceled:
+                return Step(request=self._move_to_superseded(tx, answer), due_in_s=None)
+            else:
+                self._see(tx, answer)
+            assert request.expires_at is not None
+            return Step(request=_locked(tx), due_in_s=max(0.0, (request.expires_at - tx.now).total_seconds()))
+
+    @staticmethod
+    def _move_to_superseded(tx: Transaction, answer: Found) -> CancelRequest:
+        reason = Reason.ALREADY_DONE if answer.order.is_done else Reason.ALREADY_CANCELED
+        return tx.move(
+            Action.REQUEST_SUPERSEDED,
+            details={
+                "reason": reason.value,
+                "order": _order_json(answer.order),
+                "call": _call_json(answer.call),
+            },
+            cause=reason.value,
+            order_now=answer.order,
+            looked_at=tx.now,
+            unseen_since=None,
+            ended_at=tx.now,
+        )
+
+    @staticmethod
+    def _see(tx: Transaction, answer: Found) -> None:
+        """The order is as it was, or has moved: then the card shows it as it is now."""
+        request, order = _locked(tx), answer.order
+        seen: dict[str, Any] = {"order_now": order, "looked_at": tx.now, "unseen_since": None}
+        if order == request.order_now:
+            tx.change(redraw=request.unseen_since is not None, **seen)
+            return
+        details: dict[str, Json] = {"order": _order_json(order), "call": _call_json(answer.call)}
+        tx.record(Action.ORDER_CHANGED, details=details, redraw=True, **seen)
+
+    @staticmethod
+    def _miss(tx: Transaction, answer: Refused | Unknown | NotSent) -> None:
+        """Upbit does not show the order. That concludes nothing; but who decides shall know it, and it is told once."""
+        request = _locked(tx)
+        if request.unseen_since is not None or isinstance(answer, NotSent) or _retry_after_s(answer):
+            return
+        tx.record(
+            Action.ORDER_UNSEEN,
+            outcome=Outcome.UNKNOWN,
+            details={"error": _cause_of(answer), "call": _call_json(answer.call)},
+            redraw=True,
+            unseen_since=tx.now,
+        )
+
     def _expire(self, lease: Lease) -> "Step":
-        """pending: nothing to do until somebody decides or the time is over."""
+        """pending: over, if its time is."""
         with self._store.transaction(lease.request_id, lease=lease) as tx:
             request = _locked(tx)
             if request.state is not State.PENDING:
@@ -911,6 +1043,61 @@ class CancelWorkflow:
             gap_s = _gap(LOOK_GAPS_S, request.attempts + 1, LOOK_GAP_S)
         return Step(request=request, due_in_s=max(gap_s, wait_s))
 
+    # The orders of pending requests
+
+    def refresh(self) -> float | None:
+        """Look again at up to a hundred orders of pending requests; returns when to be called again if more are due.
+
+        What the list says is a hint: an order that it shows moved, or does not show, is looked at by itself, under the
+        lease of its lane, and only that look concludes anything. Raises StoreError.
+        """
+        held_s = self._exchange.hold_s("GET")
+        if held_s > 0:
+            return held_s
+        watched = self._store.take_refresh(limit=REFRESH_ORDERS, again_in_s=self._refresh_every.total_seconds())
+        if not watched:
+            return None
+        answer = self._exchange.get_orders([each.order_uuid for each in watched])
+        held_s = self._exchange.hold_s("GET")
+        if isinstance(answer, FoundOrders):
+            self._refresh_failed = False
+        elif held_s > 0:
+            self._store.refresh_again([each.request_id for each in watched])
+            return held_s
+        else:
+            self._record_failed_refresh(answer)
+        if isinstance(answer, FoundOrders) or (isinstance(answer, Unknown) and answer.cause in UNREADABLE):
+            self._take_in(watched, answer.orders if isinstance(answer, FoundOrders) else ())
+        return REFRESH_REST_S
+
+    def _take_in(self, watched: Sequence[Watched], orders: Sequence[Order]) -> None:
+        seen = {order.uuid: order for order in orders}
+        unchanged = [each.request_id for each in watched if each.is_as_before(seen.get(each.order_uuid))]
+        if unchanged:
+            self._store.saw_unchanged(unchanged)
+        others = [each.request_id for each in watched if not each.is_as_before(seen.get(each.order_uuid))]
+        looked = 0
+        for request_id in others[:REFRESH_LOOKS]:
+            if self._exchange.hold_s("GET") > 0:
+                break
+            self._store.wake(request_id)
+            self.advance(request_id)
+            looked += 1
+        if others[looked:]:
+            self._store.refresh_again(others[looked:])
+
+    def _record_failed_refresh(self, answer: Refused | Unknown | NotSent) -> None:
+        """Once, until a refresh succeeds: an exchange that is away must not fill the audit."""
+        if self._refresh_failed:
+            return
+        with self._store.transaction() as tx:
+            tx.record(
+                Action.REFRESH_FAILED,
+                outcome=Outcome.FAILED,
+                details={"error": _cause_of(answer), "call": _call_json(answer.call)},
+            )
+        self._refresh_failed = True
+
     # Slack's lane
 
     def show(self, request_id: int) -> float | None:
@@ -1055,6 +1242,11 @@ def _gap(gaps_s: Sequence[float], attempt: int, last_s: float) -> float:
 def _retry_after_s(answer: LookAnswer) -> float:
     retry_after_s = answer.retry_after_s if isinstance(answer, Refused | NotSent) else None
     return retry_after_s or 0.0
+
+
+def _cause_of(answer: Refused | Unknown | NotSent) -> str:
+    """The machine word for why there is no order."""
+    return answer.name if isinstance(answer, Refused) else answer.cause
 
 
 def _sentence_of(answer: LookAnswer | CancelAnswer | None) -> str | None:

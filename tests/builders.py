@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from bot.database.engine import Database
 from bot.database.store import SqlStore
-from bot.domain.answer import Call, CancelAnswer, Found, LookAnswer, Unknown
+from bot.domain.answer import Call, CancelAnswer, Found, FoundOrders, LookAnswer, OrdersAnswer, Unknown
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Action, Actor
 from bot.domain.cancel_request import CancelRequest, DecisionKind
@@ -142,6 +142,10 @@ class OpenExchange:
 
     def get_order(self, uuid: str) -> LookAnswer:
         return Found(order=order(uuid=uuid), call=call())
+
+    def get_orders(self, uuids: Sequence[str]) -> OrdersAnswer:
+        looks = [self.get_order(uuid) for uuid in uuids]
+        return FoundOrders(orders=tuple(look.order for look in looks if isinstance(look, Found)), call=call())
 
     def hold_s(self, _method: Literal["GET", "DELETE"]) -> float:
         return 0.0

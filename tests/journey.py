@@ -239,6 +239,8 @@ def started(
         if is_slack_away:
             slack.set_mood("away")
         ours = playground_settings(slack, exchange, key=key, socket_mode=mode == "socket")
+        # No refresh by itself, so that a mood of the exchange meets the call that the test means: see `bring_forward`.
+        ours["REFRESH_SECONDS"] = "3600"
         whole = {**ours, "DATABASE_URL": database_url, "LOG_LEVEL": "DEBUG", **(settings or {})}
         with BotProcess(folder=folder, settings=whole) as bot:
             if mode == "http":

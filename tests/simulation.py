@@ -11,7 +11,7 @@ import json
 import random
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -26,7 +26,18 @@ from bot.database.engine import Database
 from bot.database.migration import migrate
 from bot.database.schema import cancel_requests, notices
 from bot.database.store import SqlStore
-from bot.domain.answer import Accepted, Call, CancelAnswer, Found, LookAnswer, NotSent, Refused, Unknown
+from bot.domain.answer import (
+    Accepted,
+    Call,
+    CancelAnswer,
+    Found,
+    FoundOrders,
+    LookAnswer,
+    NotSent,
+    OrdersAnswer,
+    Refused,
+    Unknown,
+)
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Action, Actor
 from bot.domain.cancel_request import (
@@ -57,6 +68,7 @@ INVARIANTS: Final = (
     "only who asked withdraws",
     "each DELETE that the exchange saw was announced by a committed cancel.sent with its nonce",
     "denied, withdrawn, expired and refused requests, and lapsed ones that were never sent, sent nothing",
+    "superseded means filled or canceled at the exchange, and nothing was sent",
     "canceled means canceled at the exchange, filled means filled there",
     "by=this_request needs an accepted DELETE",
     "rejected means that no DELETE of ours took effect; and where the refusal proves nothing, that the order was open",
@@ -179,6 +191,25 @@ class SimulatedExchange:
         seen = Found(order=book.order, call=call)
         world.may_stall()
         return seen
+
+    def get_orders(self, uuids: Sequence[str]) -> OrdersAnswer:
+        """A list that may leave out an order, or be of a moment ago."""
+        world = self._world
+        world.call("exchange.get_many")
+        call = Call(method="GET", path="/v1/orders/uuids", nonce="look", query_hash="")
+        trouble = self._trouble(call)
+        if trouble is not None:
+            return trouble
+        seen = []
+        for order_uuid in uuids:
+            book = self.books.get(order_uuid)
+            if book is None or world.strikes(world.weather.exchange / 5):
+                continue
+            book.settle(world.now)
+            is_lie = world.strikes(world.weather.exchange / 5)
+            seen.append(replace(book.order, state="done") if is_lie else book.order)
+        world.may_stall()
+        return FoundOrders(orders=tuple(seen), call=call)
 
     def hold_s(self, method: Literal["GET", "DELETE"]) -> float:
         world = self._world
@@ -560,15 +591,16 @@ class World:
                 due = self.store.due(limit=50)
             except (Crash, StoreError):
                 continue
-            jobs = [
+            jobs: list[tuple[Any, ...]] = [
                 *(("advance", request_id) for request_id in due.exchange),
                 *(("show", request_id) for request_id in due.slack),
                 *(("deliver", notice_id) for notice_id in due.notices),
+                *(("refresh",) for _ in range(due.refresh)),
             ]
             self.rng.shuffle(jobs)
-            for verb, job_id in jobs[: 50 if until else 4]:
+            for verb, *job_ids in jobs[: 50 if until else 4]:
                 run = getattr(self.rng.choice(self.replicas), verb)
-                self._guarded(partial(run, job_id))
+                self._guarded(partial(run, *job_ids))
             if jobs:
                 continue
             next_due = self._next_due()
@@ -673,10 +705,13 @@ class World:
         book = self.exchange.books.get(request.order_uuid)
         effective = sent & set(book.effective) if book else set()
         arrived = sent & set(book.nonces) if book else set()
-        if state in {State.DENIED, State.WITHDRAWN, State.EXPIRED, State.REFUSED} or (
+        if state in {State.DENIED, State.WITHDRAWN, State.SUPERSEDED, State.EXPIRED, State.REFUSED} or (
             state is State.LAPSED and request.sends == 0
         ):
             assert not arrived, "it sent a DELETE"
+        if state is State.SUPERSEDED:
+            assert book is not None
+            assert book.order.state in {"cancel", "done"}, f"the exchange says {book.order.state}"
         if state in {State.CANCELED, State.FILLED}:
             assert book is not None
             wanted = "cancel" if state is State.CANCELED else "done"

@@ -387,6 +387,24 @@ def test_an_order_is_read_with_its_numbers_exact() -> None:
     assert Order.from_json({**FIELDS, "price": "", "trades_count": "2"}).trades_count == 2
 
 
+@pytest.mark.parametrize(
+    ("earlier", "later", "moved"),
+    [
+        ({}, {}, False),
+        ({}, {"state": "done"}, True),
+        ({}, {"executed_volume": Decimal("0.1")}, True),
+        ({"price": None}, {"price": Decimal(1)}, False),
+        ({"price": Decimal("1.0")}, {"price": Decimal(1)}, False),
+        ({"identifier": None, "locked": Decimal(1)}, {"identifier": "mine", "locked": None}, False),
+    ],
+)
+def test_an_order_has_moved_where_both_looks_tell_and_differ(
+    earlier: dict[str, Any], later: dict[str, Any], *, moved: bool
+) -> None:
+    """A list that tells fewer fields than a single look must not look like a change every half minute."""
+    assert order(**later).has_moved_since(order(**earlier)) is moved
+
+
 @pytest.mark.parametrize("name", list(FIELDS))
 @pytest.mark.parametrize("value", [None, "", 1, [], "x" * (MAX_TEXT_CHARS + 1), "\x00", "\ud800"])
 def test_a_required_field_must_be_a_short_text(name: str, value: object) -> None:

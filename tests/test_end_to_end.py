@@ -138,6 +138,50 @@ def test_who_asked_withdraws_and_nobody_else(journey: Journey) -> None:
 
 
 @both_ways
+@pytest.mark.parametrize(("ends", "says"), [("fill", "the order was fully executed"), ("cancel", "canceled elsewhere")])
+def test_an_order_that_ends_elsewhere_ends_its_request(journey: Journey, ends: str, says: str) -> None:
+    """Nobody is left with a button that cancels nothing, and who asked is told why."""
+    asked = journey.ask()
+    if ends == "fill":
+        journey.exchange.fill(asked.uuid)
+    else:
+        journey.exchange.cancel_elsewhere(asked.uuid)
+    journey.bring_forward(asked.id, "refresh_at")
+    verdict = journey.verdict(asked)
+    assert verdict.startswith("Superseded: ")
+    assert says in verdict
+    assert "Asked by @dana" in verdict
+    assert not journey.shows(asked, "the order ended elsewhere, nothing was sent").buttons
+    journey.forge(BEN, asked, "approve", value=str(asked.id))
+    assert says in journey.hears(BEN, f"Request #{asked.id} ended before your click")
+    journey.audited(asked.id, "summary.posted")
+    assert journey.actions(asked.id)[2] == "request.superseded"
+    assert not journey.exchange.deletes(asked.uuid)
+
+
+@both_ways
+def test_a_card_follows_its_order_while_people_think(journey: Journey) -> None:
+    """Who approves sees what is left, and the thread says what has changed since the request."""
+    uuid = journey.exchange.place(volume="1")
+    asked = journey.ask(uuid=uuid)
+    journey.exchange.fill(uuid, "0.2")
+    journey.bring_forward(asked.id, "refresh_at")
+
+    def is_redrawn() -> bool:
+        card = journey.slack.message(DESK, asked.card.ts)
+        return card is not None and "Remaining: 0.8 BTC" in journey.slack.words(card)
+
+    assert journey.until(is_redrawn)
+    journey.press(BEN, asked, "approve")
+    verdict = journey.verdict(asked)
+    assert verdict.startswith("Canceled: 0.8 of 1 BTC; 0.2 BTC had been filled.")
+    assert "Remaining: 1 BTC → 0.8 BTC" in verdict
+    approved = journey.audited(asked.id, "request.approved")
+    assert approved["details"]["order"]["executed_volume"] == "0.2"
+    assert "order.changed" in journey.actions(asked.id)
+
+
+@both_ways
 def test_a_denied_request_sends_nothing(journey: Journey) -> None:
     """A denial is final: the order stays as it is, and who asked reads who denied."""
     asked = journey.ask()

@@ -18,7 +18,7 @@ from slack_bolt.response import BoltResponse
 from bot.database.engine import Database
 from bot.database.migration import migrate
 from bot.database.store import SqlStore
-from bot.domain.answer import CancelAnswer, LookAnswer
+from bot.domain.answer import CancelAnswer, LookAnswer, OrdersAnswer
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Reason
 from bot.domain.cancel_request import CancelRequest, DecisionKind
@@ -26,7 +26,7 @@ from bot.domain.errors import CommitInDoubt, NothingDone, StoreError
 from bot.slack import messages
 from bot.slack.listeners import Listeners, clean, parse_click, parse_command, parse_request_id, parse_text
 from bot.slack.notifier import Identity
-from bot.workflow import CancelWorkflow, Lane, Lease, Notice, Store, Transaction
+from bot.workflow import CancelWorkflow, Lane, Lease, Notice, Store, Transaction, Watched
 
 UUID = "cdd92199-2897-4e14-9448-f923320408ad"
 OTHER_UUID = "9ca023a5-851b-4fec-9f0a-48cd83c2eaae"
@@ -280,6 +280,18 @@ class BrokenStore:
     def release(self, lease: Lease, *, due_in_s: float | None, seen_revision: int) -> float | None:
         raise NotImplementedError
 
+    def take_refresh(self, *, limit: int, again_in_s: float) -> tuple[Watched, ...]:
+        raise NotImplementedError
+
+    def refresh_again(self, request_ids: Sequence[int]) -> None:
+        raise NotImplementedError
+
+    def saw_unchanged(self, request_ids: Sequence[int]) -> None:
+        raise NotImplementedError
+
+    def wake(self, request_id: int) -> None:
+        raise NotImplementedError
+
     def lease_notice(self, notice_id: int) -> Notice | None:
         raise NotImplementedError
 
@@ -294,6 +306,9 @@ class Nobody:
     """An exchange and a messenger that a listener must never ask."""
 
     def get_order(self, uuid: str) -> LookAnswer:
+        raise NotImplementedError
+
+    def get_orders(self, uuids: Sequence[str]) -> OrdersAnswer:
         raise NotImplementedError
 
     def hold_s(self, _method: Literal["GET", "DELETE"]) -> float:

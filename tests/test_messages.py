@@ -139,12 +139,20 @@ CASES: Final[Mapping[str, CancelRequest]] = {
     "pending_best_bid": replace(PENDING, order=BUY_BEST, order_now=BUY_BEST),
     "pending_unknown_words": replace(PENDING, order=STRANGE, order_now=STRANGE),
     "pending_many_approvers": replace(PENDING, approvers=tuple(f"U{n:03}" for n in range(200))),
+    "pending_partly_filled": replace(PENDING, order_now=replace(PARTLY, state="wait"), looked_at=minutes(3)),
+    "pending_unseen": replace(PENDING, unseen_since=minutes(3)),
     "refused_cannot_post": replace(REFUSED, cause="cannot_post:not_in_channel"),
     "refused_already_done": replace(REFUSED, cause="already_done", order_now=FILLED),
     "approved": APPROVED,
     "approved_again": replace(APPROVED, sends=1),
     "denied": replace(PENDING, state=State.DENIED, decisions=(NO,)),
     "withdrawn": replace(PENDING, state=State.WITHDRAWN, decisions=(BACK,)),
+    "superseded_filled": replace(
+        PENDING, state=State.SUPERSEDED, order_now=FILLED, looked_at=minutes(3), cause="already_done"
+    ),
+    "superseded_canceled": replace(
+        PENDING, state=State.SUPERSEDED, order_now=PARTLY, looked_at=minutes(3), cause="already_canceled"
+    ),
     "expired": replace(PENDING, state=State.EXPIRED, approvals_required=2, decisions=(YES,)),
     "lapsed": replace(APPROVED, state=State.LAPSED, cause="too_late_to_send"),
     "lapsed_after_a_try": replace(APPROVED, state=State.LAPSED, sends=1, unanswered=1),
@@ -300,7 +308,16 @@ def _private_lines() -> Iterator[tuple[str, str]]:
     yield "command: starting", messages.starting()
     for reason in CLICKS:
         yield f"click: {reason}", _click(reason)
-    for name in ("denied", "approved", "canceled_partly", "pending_one_of_two", "refused_already_done"):
+    for name in (
+        "denied",
+        "withdrawn",
+        "superseded_filled",
+        "superseded_canceled",
+        "approved",
+        "canceled_partly",
+        "pending_one_of_two",
+        "refused_already_done",
+    ):
         yield f"click: too late, {name}", messages.click_refused(Reason.ALREADY_DECIDED, CASES[name])
     yield "notice: still reading", messages.still_reading(REQUESTED)
     for reason in REQUESTS:

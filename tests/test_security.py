@@ -100,9 +100,12 @@ MEANING: Final = {
 """What a word of the table stands for: it counts, or why it does not."""
 
 OPEN: Final = "requested pending approved sending accepted"
-NOT_OPEN: Final = "refused denied withdrawn expired lapsed rejected canceled filled unresolved failed settled"
+NOT_OPEN: Final = (
+    "refused denied withdrawn superseded expired lapsed rejected canceled filled unresolved failed settled"
+)
 DECIDED: Final = (
-    "refused approved denied withdrawn lapsed sending accepted rejected canceled filled unresolved failed settled"
+    "refused approved denied withdrawn superseded lapsed sending accepted rejected canceled filled unresolved failed "
+    "settled"
 )
 ANY: Final = f"{OPEN} {NOT_OPEN}"
 
@@ -140,6 +143,7 @@ STEPS: Final[dict[str, tuple[Action, ...]]] = {
     "refused": (Action.REQUEST_REFUSED,),
     "denied": (Action.REQUEST_DENIED,),
     "withdrawn": (Action.REQUEST_WITHDRAWN,),
+    "superseded": (Action.REQUEST_SUPERSEDED,),
     "expired": (Action.REQUEST_EXPIRED,),
     "approved": (Action.REQUEST_APPROVED,),
     "lapsed": (Action.REQUEST_APPROVED, Action.REQUEST_LAPSED),
@@ -680,14 +684,16 @@ def test_hostile_words_are_data_for_programs(journey: Journey) -> None:
 
 
 def test_nothing_but_looks_and_cancels_left_for_the_exchange(journey: Journey) -> None:
-    """The key can place orders. What left, in good days and bad, named one order by its uuid and had no body."""
+    """The key can place orders. What left, in good days and bad, named orders by their uuids and had no body."""
     requests = list(journey.exchange.requests)
     assert len({event["order_uuid"] for event in journey.events()} - {None}) == 4
-    assert {(request.method, request.path) for request in requests} == {("GET", "/v1/order"), ("DELETE", "/v1/order")}
-    assert {tuple(request.fields) for request in requests} == {("uuid",)}
+    calls = {("GET", "/v1/order"), ("GET", "/v1/orders/uuids"), ("DELETE", "/v1/order")}
+    assert {(request.method, request.path) for request in requests} <= calls
+    assert {("GET", "/v1/order"), ("DELETE", "/v1/order")} <= {(request.method, request.path) for request in requests}
+    assert {tuple(request.fields) for request in requests} <= {("uuid",), ("uuids[]",)}
     assert {request.body for request in requests} == {b""}
     asked_for = {event["order_uuid"] for event in journey.events()}
-    assert {request.fields["uuid"] for request in requests} <= asked_for
+    assert {uuid for request in requests for uuid in request.uuids} <= asked_for
 
 
 # --- Where the key goes ---------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from datetime import timedelta
-from itertools import pairwise
+from functools import partial
+from itertools import chain, pairwise
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from builders import (
     SECOND,
     START,
     HandClock,
+    OpenExchange,
     at_once,
+    call,
     click,
     command,
     create,
@@ -37,6 +40,7 @@ from bot.database.engine import Database
 from bot.database.migration import migrate
 from bot.database.schema import cancel_requests
 from bot.database.store import LEASE, TIMER_SLACK, SqlStore
+from bot.domain.answer import Found, LookAnswer
 from bot.domain.audit import Action, Actor, Outcome, Reason
 from bot.domain.cancel_request import CanceledBy, CancelRequest, DecisionKind, State, Verdict
 from bot.domain.errors import IllegalTransition, NothingDone, Overtaken
@@ -683,6 +687,94 @@ def test_two_people_press_at_once(database: Database, second_kind: DecisionKind)
         }
         assert decided.state is leads_to[present(winner.kind)]
     assert AuditLog(database).verify().fault is None
+
+
+def test_an_approval_and_the_end_of_the_order_come_at_once(database: Database) -> None:
+    """Exactly one of them is true of the request, and the other finds it so."""
+    store = SqlStore(database)
+    gone = workflow(store)
+    gone._exchange = GoneExchange()
+    for _ in range(8):
+        made = create_pending(store)
+        store.wake(made.id)
+        heard: list[object] = [*at_once(partial(gone.click, click(made.id)), partial(gone.advance, made.id))]
+        ended = present(store.read(made.id))
+        moves = actions_of(database, made.id)
+        assert ("request.approved" in moves) != ("request.superseded" in moves)
+        if ended.state is State.SUPERSEDED:
+            assert (heard[0], ended.sends, ended.decisions) == (Reason.ALREADY_DECIDED, 0, ())
+        else:
+            assert heard[0] is None
+    assert AuditLog(database).verify().fault is None
+
+
+class GoneExchange(OpenExchange):
+    """An exchange where every order was canceled by somebody else."""
+
+    def get_order(self, uuid: str) -> LookAnswer:
+        return Found(order=order(uuid=uuid, state="cancel"), call=call())
+
+
+def actions_of(database: Database, request_id: int) -> list[str]:
+    events = AuditLog(database).list(Filter(request_id=request_id), limit=100)
+    return [str(event["action"]) for event in events]
+
+
+def test_two_replicas_refresh_at_once(database: Database) -> None:
+    """Each pending request is taken by one of them, and neither waits for the other."""
+    store = SqlStore(database)
+    made = {create_pending(store).id for _ in range(20)}
+    taken = at_once(*[lambda: store.take_refresh(limit=10, again_in_s=30)] * 4)
+    ids = [each.request_id for each in chain.from_iterable(batch for batch in taken if isinstance(batch, tuple))]
+    assert len(ids) == len(set(ids))
+    rest = store.take_refresh(limit=100, again_in_s=30)
+    assert {*ids, *(each.request_id for each in rest)} == made
+    assert store.take_refresh(limit=100, again_in_s=30) == ()
+
+
+def test_a_refresh_leaves_alone_what_is_decided(database: Database) -> None:
+    """What somebody has decided between the look and its writing down keeps its own times."""
+    store = SqlStore(database)
+    made = create_pending(store)
+    (watched,) = store.take_refresh(limit=10, again_in_s=30)
+    assert (watched.request_id, watched.order_uuid, watched.is_unseen) == (made.id, made.order_uuid, False)
+    denied = walk(store, made.id, Action.REQUEST_DENIED)
+    store.saw_unchanged([made.id])
+    store.refresh_again([made.id])
+    store.wake(made.id)
+    assert present(store.read(made.id)) == denied
+    assert not store.due(limit=10).refresh
+    assert store.due(limit=10).exchange == ()
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_while_looks_are_held_back_pending_requests_wait_unless_they_are_over(
+    by_hand: Database, clock: HandClock, *, looks: bool
+) -> None:
+    """A second without looks must neither spin nor keep a card open that has expired."""
+    store = SqlStore(by_hand)
+    made = create_pending(store)
+    store.wake(made.id)
+    due = store.due(limit=10, looks=looks)
+    assert (due.exchange, due.refresh) == (((made.id,), True) if looks else ((), False))
+    clock.advance(1801)
+    assert store.due(limit=10, looks=looks).exchange == (made.id,)
+
+
+def test_what_is_to_be_refreshed_is_found_by_an_index(database: Database) -> None:
+    """Ended requests are never deleted: finding the few that wait must not become slower with the years."""
+    store = SqlStore(database)
+    create_pending(store)
+    wanted = "SELECT id FROM cancel_requests WHERE cancel_requests.state = 'pending' AND refresh_at <= '2100-01-01' "
+    if database.is_sqlite:
+        plan = rows(database, f"EXPLAIN QUERY PLAN {wanted} ORDER BY refresh_at LIMIT 100")
+    else:
+        execute(database, "ANALYZE cancel_requests")
+        with database.read() as connection:
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            plan = connection.exec_driver_sql(f"EXPLAIN {wanted} ORDER BY refresh_at LIMIT 100").all()
+    assert "ix_cancel_requests_refresh_at" in str(plan)
+    assert "SORT" not in str(plan).upper()
 
 
 TRANSACTIONS = 12

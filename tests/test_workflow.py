@@ -3,7 +3,7 @@
 The store is the product's own on SQLite; the exchange and Slack say what the test has written down for them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
@@ -17,9 +17,19 @@ from bot.database.audit_log import AuditLog, Filter
 from bot.database.engine import Database
 from bot.database.migration import migrate
 from bot.database.store import LEASE, SqlStore
-from bot.domain.answer import Accepted, CancelAnswer, Found, LookAnswer, NotSent, Refused, Unknown
+from bot.domain.answer import (
+    Accepted,
+    CancelAnswer,
+    Found,
+    FoundOrders,
+    LookAnswer,
+    NotSent,
+    OrdersAnswer,
+    Refused,
+    Unknown,
+)
 from bot.domain.approval import ApprovalPolicy
-from bot.domain.audit import Actor, Reason
+from bot.domain.audit import Actor, Reason, timestamp
 from bot.domain.cancel_request import CanceledBy, CancelRequest, DecisionKind, State, Verdict
 from bot.domain.errors import CannotPost, IllegalTransition, NothingDone, TryLater
 from bot.domain.order import Order
@@ -56,11 +66,24 @@ class ScriptedExchange:
         self.sent: list[str] = []
         self.looked = 0
         self.holds: dict[str, float] = {}
+        self.lists: list[list[str]] = []  # the uuids of each look at several
+        self.listed: dict[str, Order] | None = None  # what a list shows, all of it; None: what a look would show
+        self.list_fails: OrdersAnswer | None = None
 
     def get_order(self, uuid: str) -> LookAnswer:
         self.looked += 1
         answer = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
         return replace(answer, order=replace(answer.order, uuid=uuid)) if isinstance(answer, Found) else answer
+
+    def get_orders(self, uuids: Sequence[str]) -> OrdersAnswer:
+        self.lists.append(list(uuids))
+        if self.list_fails is not None:
+            return self.list_fails
+        if self.listed is not None:
+            return FoundOrders(orders=tuple(self.listed.values()), call=GET)
+        shown = self.looks[0]
+        orders = [replace(shown.order, uuid=uuid) for uuid in uuids] if isinstance(shown, Found) else []
+        return FoundOrders(orders=tuple(orders), call=GET)
 
     def hold_s(self, method: Literal["GET", "DELETE"]) -> float:
         return self.holds.get(method, 0.0)
@@ -158,7 +181,9 @@ class Story:
             for job in self.store.due(limit=10).notices:
                 self.workflow.deliver(job)
             due = self.store.due(limit=10)
-            if not (due.exchange or due.slack or due.notices):
+            if due.refresh:
+                self.workflow.refresh()
+            elif not (due.exchange or due.slack or due.notices):
                 self.clock.advance(0.05 if for_s < 60 else 1.0)
 
     def request(self, request_id: int) -> CancelRequest:
@@ -719,6 +744,204 @@ def test_a_lane_that_somebody_else_holds_is_left_to_them(story: Story) -> None:
     assert story.workflow.advance(request_id) is None
     assert story.workflow.show(request_id) is None
     assert story.exchange.sent == []
+
+
+# --- The order moves while people think --------------------------------------------------------------------------
+
+PARTLY = order(remaining_volume=Decimal("0.80"), executed_volume=Decimal("0.20"))
+
+
+@pytest.mark.parametrize(
+    ("gone", "reason"), [(DONE, Reason.ALREADY_DONE), (CANCELED, Reason.ALREADY_CANCELED)], ids=["filled", "canceled"]
+)
+def test_an_order_that_ends_elsewhere_ends_its_request(story: Story, gone: Order, reason: Reason) -> None:
+    """Nobody should think about a cancel of nothing; the buttons go, and who asked is told."""
+    request_id = story.asked()
+    story.exchange.looks = [sees(gone)]
+    story.go_on(request_id, for_s=29)
+    assert story.state(request_id) is State.PENDING
+    story.go_on(request_id, for_s=5)
+    request = story.request(request_id)
+    assert (request.state, request.cause, request.sends) == (State.SUPERSEDED, reason.value, 0)
+    assert present(request.order_now).state == gone.state
+    assert present(request.order).state == "wait"
+    assert story.slack.verdicts == [State.SUPERSEDED]
+    assert story.slack.cards[-1][2] is State.SUPERSEDED
+    assert story.exchange.sent == []
+    assert story.workflow.click(click(request_id)) is Reason.ALREADY_DECIDED
+    assert "request.superseded" in story.actions(request_id)
+    assert story.ask(order_uuid=request.order_uuid) > request_id
+
+
+def test_a_fill_while_people_think_redraws_the_card_and_is_what_is_approved(story: Story) -> None:
+    """The frozen order stays what was asked; the approval holds the order as it was seen at the click."""
+    request_id = story.asked()
+    drawn = len(story.slack.cards)
+    story.exchange.looks = [sees(PARTLY)]
+    story.go_on(request_id, for_s=31)
+    request = story.request(request_id)
+    assert present(request.order).executed_volume == 0
+    assert present(request.order_now).executed_volume == Decimal("0.20")
+    assert len(story.slack.cards) == drawn + 1
+    assert story.workflow.click(click(request_id)) is None
+    events = AuditLog(story.database).list(Filter(request_id=request_id), limit=1000, newest_first=False)
+    approved = next(event for event in events if event["action"] == "request.approved")
+    details: Any = approved["details"]
+    assert details["order"]["executed_volume"] == "0.20"
+    assert details["looked_at"] == timestamp(present(request.looked_at))
+    assert story.actions(request_id).count("order.changed") == 1
+
+
+def test_a_refresh_that_finds_nothing_new_writes_no_event_and_draws_nothing(story: Story) -> None:
+    """Ten thousand waiting cards must not fill the audit or Slack; when the order was seen is kept all the same."""
+    request_id = story.asked()
+    before, drawn, looked = story.request(request_id), len(story.slack.cards), story.exchange.looked
+    events = story.actions(request_id)
+    story.go_on(request_id, for_s=95)
+    after = story.request(request_id)
+    assert len(story.exchange.lists) == 3
+    assert (story.exchange.looked, len(story.slack.cards), story.actions(request_id)) == (looked, drawn, events)
+    assert present(after.looked_at) - present(before.looked_at) >= timedelta(seconds=89)
+    assert after.revision == before.revision
+
+
+@pytest.mark.parametrize("listed", [{}, {"x": DONE}], ids=["left out", "another one"])
+def test_a_list_that_does_not_show_the_order_concludes_nothing(story: Story, listed: dict[str, Order]) -> None:
+    """Only a look at the order itself does."""
+    request_id = story.asked()
+    story.exchange.listed = listed
+    story.go_on(request_id, for_s=31)
+    assert story.state(request_id) is State.PENDING
+    assert story.exchange.looked == 2
+
+
+def test_a_list_that_lies_concludes_nothing(story: Story) -> None:
+    """It calls the order filled; the order itself does not."""
+    request_id = story.asked()
+    story.exchange.listed = {"x": replace(DONE, uuid=story.request(request_id).order_uuid)}
+    story.go_on(request_id, for_s=65)
+    assert story.state(request_id) is State.PENDING
+    assert story.exchange.looked == 3
+    assert "order.changed" not in story.actions(request_id)
+
+
+def test_an_order_that_upbit_does_not_show_stays_pending_and_is_told_once(story: Story) -> None:
+    """Not found proves nothing; but who decides should know it. Found again, the card says so no more."""
+    request_id = story.asked()
+    story.exchange.looks = [replace(GONE, call=GET)]
+    story.go_on(request_id, for_s=95)
+    request = story.request(request_id)
+    assert (request.state, request.unseen_since is not None) == (State.PENDING, True)
+    assert story.actions(request_id).count("order.unseen") == 1
+    story.exchange.looks = [sees(OPEN)]
+    story.go_on(request_id, for_s=31)
+    assert story.request(request_id).unseen_since is None
+    assert story.state(request_id) is State.PENDING
+
+
+def test_a_list_that_fails_is_written_down_once(story: Story) -> None:
+    """An exchange that is away for an hour must not fill the audit."""
+    request_id = story.asked()
+    workflow = story.workflow
+    story.exchange.list_fails = BLIND
+    for _ in range(3):
+        story.clock.advance(31)
+        assert workflow.refresh() is not None
+    assert _everything(story).count("refresh.failed") == 1
+    story.exchange.list_fails = None
+    story.clock.advance(31)
+    workflow.refresh()
+    story.exchange.list_fails = BLIND
+    story.clock.advance(31)
+    workflow.refresh()
+    assert _everything(story).count("refresh.failed") == 2
+    assert story.state(request_id) is State.PENDING
+
+
+def _everything(story: Story) -> list[str]:
+    return [str(event["action"]) for event in AuditLog(story.database).list(Filter(), limit=1000)]
+
+
+def test_a_list_that_cannot_be_read_is_made_up_for_by_single_looks(story: Story) -> None:
+    """One order may have spoiled the answer for ninety-nine others."""
+    request_id = story.asked()
+    story.exchange.list_fails = Unknown(cause="not_json", call=GET)
+    story.exchange.looks = [sees(DONE)]
+    story.go_on(request_id, for_s=31)
+    assert story.state(request_id) is State.SUPERSEDED
+
+
+def test_what_a_rate_limit_holds_back_is_refreshed_as_soon_as_it_is_over(story: Story) -> None:
+    """Nothing is taken in vain, and nothing is asked meanwhile."""
+    request_id = story.asked()
+    story.clock.advance(31)
+    story.exchange.holds["GET"] = 0.5
+    assert story.workflow.refresh() == 0.5
+    assert story.exchange.lists == []
+    story.exchange.holds.clear()
+    story.exchange.looks = [sees(CANCELED)]
+    story.workflow.refresh()
+    assert story.state(request_id) is State.SUPERSEDED
+
+
+def test_two_replicas_do_not_ask_for_the_same(story: Story) -> None:
+    """What one has taken is not due for the other until its time, also if the one dies with it."""
+    story.asked()
+    story.clock.advance(31)
+    first = story.store.take_refresh(limit=100, again_in_s=30)
+    assert len(first) == 1
+    assert story.store.take_refresh(limit=100, again_in_s=30) == ()
+    story.clock.advance(30)
+    assert story.store.take_refresh(limit=100, again_in_s=30) == first
+
+
+def test_many_orders_that_moved_are_all_looked_at_a_few_at_a_time(story: Story) -> None:
+    """The first of them must not stand before the last, and one call of refresh ends soon."""
+    asked = [story.ask(requester=Actor(id=f"U0R{n}", team_id=HOME)) for n in range(12)]
+    for request_id in asked:
+        story.workflow.advance(request_id)
+    story.clock.advance(31)
+    story.exchange.looks = [sees(DONE)]
+    rounds = 0
+    while story.store.due(limit=10).refresh:
+        rounds += 1
+        assert rounds < 10
+        story.workflow.refresh()
+    assert rounds == 3
+    assert {story.state(request_id) for request_id in asked} == {State.SUPERSEDED}
+
+
+def test_a_clock_that_is_set_back_stops_no_refresh(story: Story) -> None:
+    """Otherwise no order would be looked at for as long as the clock was set back."""
+    story.asked()
+    story.store.due(limit=10)
+    story.clock.advance(-3600)
+    story.store.due(limit=10)
+    assert story.store.due(limit=10).refresh
+
+
+def test_an_approval_before_the_conclusion_wins_and_the_cancel_finds_out(story: Story) -> None:
+    """The look was under way when somebody approved: one outcome, and the cancel is sent."""
+    request_id = story.asked()
+    story.clock.advance(31)
+    told = story.workflow
+
+    class Approved(ScriptedExchange):
+        def get_order(self, uuid: str) -> LookAnswer:
+            if self.looked == 0:
+                assert told.click(click(request_id)) is None
+            return super().get_order(uuid)
+
+    approving = Approved()
+    approving.looks = [sees(DONE)]
+    approving.cancels = [GONE]
+    story.exchange = approving
+    told._exchange = approving
+    told.refresh()
+    assert approving.sent == ["nonce-0"]
+    story.go_on(request_id, for_s=5)
+    assert story.state(request_id) is State.FILLED
+    assert "request.superseded" not in story.actions(request_id)
 
 
 # --- Settling ---------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ A transaction may wait for two locks: the request's row and the audit's head.
 """
 
 POOL_SIZE: Final = 32
-"""16 listeners, 12 workers, the loop and a few to spare."""
+"""16 listeners, 13 workers, the loop and a few to spare."""
 
 
 class DatabaseInUse(BotError):

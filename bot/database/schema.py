@@ -86,6 +86,7 @@ cancel_requests = Table(
     Column("send_before", UtcTime),
     Column("order_now", Text),
     Column("looked_at", UtcTime),
+    Column("unseen_since", UtcTime),
     Column("sends", Integer, nullable=False, server_default="0"),
     Column("unanswered", Integer, nullable=False, server_default="0"),
     Column("sent_at", UtcTime),
@@ -112,6 +113,7 @@ cancel_requests = Table(
     Column("card_fence", Integer, nullable=False, server_default="0"),
     Column("said_state", String(20)),
     Column("response_url", Text),
+    Column("refresh_at", UtcTime, nullable=False, server_default=text("'1970-01-01T00:00:00.000000Z'")),
     UniqueConstraint("trigger_id"),
     Index(
         "uq_cancel_requests_open_order",
@@ -137,6 +139,12 @@ cancel_requests = Table(
         "requester_id",
         sqlite_where=text(open_states_sql()),
         postgresql_where=text(open_states_sql()),
+    ),
+    Index(
+        "ix_cancel_requests_refresh_at",
+        "refresh_at",
+        sqlite_where=text("state = 'pending'"),
+        postgresql_where=text("state = 'pending'"),
     ),
     sqlite_autoincrement=True,  # a request's number never comes back
 )

@@ -1,7 +1,7 @@
 """The requests in SQL: a change of state and its audit event in one transaction, and leases on the lanes."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,6 +19,7 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    text,
     update,
 )
 
@@ -39,7 +40,7 @@ from bot.domain.cancel_request import (
 )
 from bot.domain.errors import Overtaken
 from bot.domain.order import Order, dump_order, load_order
-from bot.workflow import NOTICE_LIFETIME, RESPONSE_URL_LIFETIME, Command, Lane, Lease, Notice, NoticeKind
+from bot.workflow import NOTICE_LIFETIME, RESPONSE_URL_LIFETIME, Command, Lane, Lease, Notice, NoticeKind, Watched
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class Due:
     exchange: tuple[int, ...]
     slack: tuple[int, ...]
     notices: tuple[int, ...]
+    refresh: bool  #: orders of pending requests are to be looked at again
 
 
 class SqlStore:
@@ -159,6 +161,55 @@ class SqlStore:
             connection.execute(update(table).where(table.c.id == lease.request_id).values(values))
         return due_in_s
 
+    def take_refresh(self, *, limit: int, again_in_s: float) -> tuple[Watched, ...]:
+        table = cancel_requests
+        with self._database.write() as connection:
+            now = self._database.now(connection)
+            taken = connection.execute(
+                select(table.c.id, table.c.order_uuid, table.c.order_now, table.c.unseen_since)
+                .where(_is_pending(), table.c.refresh_at <= now)
+                .order_by(table.c.refresh_at)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
+            ).all()
+            self._refresh_at(connection, [row.id for row in taken], now + timedelta(seconds=again_in_s))
+        return tuple(
+            Watched(
+                request_id=row.id,
+                order_uuid=row.order_uuid,
+                order_now=load_order(row.order_now),
+                is_unseen=row.unseen_since is not None,
+            )
+            for row in taken
+        )
+
+    def refresh_again(self, request_ids: Sequence[int]) -> None:
+        with self._database.write() as connection:
+            ids = _pending_of(connection, request_ids)
+            self._refresh_at(connection, ids, self._database.now(connection))
+
+    @staticmethod
+    def _refresh_at(connection: Connection, request_ids: Sequence[int], at: datetime) -> None:
+        table = cancel_requests
+        connection.execute(update(table).where(table.c.id.in_(request_ids)).values(refresh_at=at))
+
+    def saw_unchanged(self, request_ids: Sequence[int]) -> None:
+        table = cancel_requests
+        with self._database.write() as connection:
+            ids = _pending_of(connection, request_ids)
+            now = self._database.now(connection)
+            connection.execute(update(table).where(table.c.id.in_(ids)).values(looked_at=now))
+
+    def wake(self, request_id: int) -> None:
+        table = cancel_requests
+        with self._database.write() as connection:
+            now = self._database.now(connection)
+            connection.execute(
+                update(table)
+                .where(table.c.id == request_id, table.c.state == State.PENDING.value)
+                .values(next_attempt_at=now)
+            )
+
     def lease_notice(self, notice_id: int) -> Notice | None:
         table = notices
         with self._database.write() as connection:
@@ -216,11 +267,12 @@ class SqlStore:
         with self._database.read() as connection:
             now = self._database.now(connection)
             told = self._latest or connection.execute(select(audit_head.c.occurred_at)).scalar_one()
-            narrowed = [] if looks else [cancel_requests.c.state.not_in(_LOOKING)]
+            narrowed = [] if looks else [_needs_no_look(now)]
             due = Due(
                 exchange=_due_ids(connection, Lane.EXCHANGE, now, limit, *narrowed),
                 slack=_due_ids(connection, Lane.SLACK, now, limit),
                 notices=_due_ids(connection, None, now, limit),
+                refresh=looks and _is_refresh_due(connection, now),
             )
         if now < told - CLOCK_TOLERANCE:
             log.warning("the database's clock was set back: nothing waits for the time that it showed")
@@ -252,6 +304,8 @@ class SqlStore:
                 connection.execute(
                     update(table).where(leased_until > now + LEASE).values({names.leased_until: now + LEASE})
                 )
+            refresh_at = cancel_requests.c.refresh_at
+            connection.execute(update(cancel_requests).where(_is_pending(), refresh_at > now).values(refresh_at=now))
 
 
 class SqlTransaction:
@@ -508,9 +562,36 @@ def _is_due(
 _OUTCOMES: Final = [State.SENDING.value, State.ACCEPTED.value, State.UNRESOLVED.value]
 _LOOKING: Final = [State.REQUESTED.value, *_OUTCOMES]
 _URGENCY: Final = case(
-    (cancel_requests.c.state == State.APPROVED.value, 0), (cancel_requests.c.state.in_(_OUTCOMES), 1), else_=2
+    (cancel_requests.c.state == State.APPROVED.value, 0),
+    (cancel_requests.c.state.in_(_OUTCOMES), 1),
+    (cancel_requests.c.state == State.REQUESTED.value, 2),
+    else_=3,
 )
-"""Sending goes before finding out what came of it, and that before reading the orders of new requests."""
+"""Sending goes before finding out what came of it, then come the orders of new requests, then those of pending ones."""
+
+
+def _needs_no_look(now: datetime) -> ColumnElement[bool]:
+    """A pending request is looked at unless it is over."""
+    state = cancel_requests.c.state
+    is_over = and_(state == State.PENDING.value, cancel_requests.c.expires_at <= now)
+    return or_(state.not_in([*_LOOKING, State.PENDING.value]), is_over)
+
+
+def _is_pending() -> ColumnElement[bool]:
+    # A literal, not a parameter: only then does SQLite see that the partial index fits.
+    return text(f"cancel_requests.state = '{State.PENDING}'")  # type: ignore[return-value]
+
+
+def _pending_of(connection: Connection, request_ids: Sequence[int]) -> list[int]:
+    """Those of the requests that are pending, locked; what somebody else works on is left to them."""
+    table = cancel_requests
+    query = select(table.c.id).where(table.c.id.in_(request_ids), table.c.state == State.PENDING.value)
+    return list(connection.execute(query.order_by(table.c.id).with_for_update(skip_locked=True)).scalars())
+
+
+def _is_refresh_due(connection: Connection, now: datetime) -> bool:
+    query = select(cancel_requests.c.id).where(_is_pending(), cancel_requests.c.refresh_at <= now).limit(1)
+    return connection.execute(query).first() is not None
 
 
 def _due_ids(

@@ -28,6 +28,7 @@ class Action(StrEnum):
     REQUEST_APPROVED = "request.approved"  #: pending -> approved
     REQUEST_DENIED = "request.denied"  #: pending -> denied
     REQUEST_WITHDRAWN = "request.withdrawn"  #: pending -> withdrawn
+    REQUEST_SUPERSEDED = "request.superseded"  #: pending -> superseded
     REQUEST_EXPIRED = "request.expired"  #: pending -> expired
     REQUEST_LAPSED = "request.lapsed"  #: approved -> lapsed
     CANCEL_SENT = "cancel.sent"  #: approved -> sending
@@ -43,6 +44,9 @@ class Action(StrEnum):
 
     COMMAND_REFUSED = "command.refused"  #: moves nothing
     APPROVAL_REFUSED = "approval.refused"  #: moves nothing
+    ORDER_CHANGED = "order.changed"  #: moves nothing
+    ORDER_UNSEEN = "order.unseen"  #: moves nothing
+    REFRESH_FAILED = "refresh.failed"  #: moves nothing
     CANCEL_UNANSWERED = "cancel.unanswered"  #: moves nothing
     CANCEL_DOUBTED = "cancel.doubted"  #: moves nothing
     CANCEL_ANSWERED_LATE = "cancel.answered_late"  #: moves nothing

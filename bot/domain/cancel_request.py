@@ -6,7 +6,7 @@
         │           │        │   not sent,   │                     │
         │           │        │   or open     └ rejected            ├ canceled, filled
         │           │        └ lapsed                              └ failed
-        │           └ denied, withdrawn, expired, refused (its card could not be posted)
+        │           └ denied, withdrawn, superseded, expired, refused (its card could not be posted)
         └ refused
 
 A state names the last thing that is durably true, so it also says where to go on after a crash.
@@ -30,6 +30,7 @@ class State(StrEnum):
     APPROVED = "approved"  #: may be sent
     DENIED = "denied"
     WITHDRAWN = "withdrawn"  #: who asked took it back
+    SUPERSEDED = "superseded"  #: filled or canceled elsewhere before anybody approved
     EXPIRED = "expired"  #: nobody decided in time
     LAPSED = "lapsed"  #: approved, but not sent in time
     SENDING = "sending"  #: from here on it may have been sent; what came of it is not known
@@ -52,6 +53,7 @@ TRANSITIONS: Final[Mapping[Action, tuple[frozenset[State], State]]] = {
     Action.REQUEST_APPROVED: (frozenset({State.PENDING}), State.APPROVED),
     Action.REQUEST_DENIED: (frozenset({State.PENDING}), State.DENIED),
     Action.REQUEST_WITHDRAWN: (frozenset({State.PENDING}), State.WITHDRAWN),
+    Action.REQUEST_SUPERSEDED: (frozenset({State.PENDING}), State.SUPERSEDED),
     Action.REQUEST_EXPIRED: (frozenset({State.PENDING}), State.EXPIRED),
     Action.REQUEST_LAPSED: (frozenset({State.APPROVED}), State.LAPSED),
     Action.CANCEL_SENT: (frozenset({State.APPROVED}), State.SENDING),
@@ -130,6 +132,7 @@ class CancelRequest:
     # What is known of the cancel
     order_now: Order | None = None  #: the order at the latest look
     looked_at: datetime | None = None
+    unseen_since: datetime | None = None  #: while it waits for approval: Upbit answers, and does not show the order
     sends: int = 0  #: DELETEs that may have left
     unanswered: int = 0  #: of these, those whose answer is not known
     sent_at: datetime | None = None  #: the last DELETE

@@ -88,6 +88,17 @@ class Order:
         """What it is paid in: KRW of KRW-BTC."""
         return self.market.partition("-")[0]
 
+    def has_moved_since(self, earlier: "Order") -> bool:
+        """Whether this look shows another state or another amount than an earlier one.
+
+        Upbit's list of orders need not tell every field that a look at one of them tells: what only one of the two
+        looks tells is no move.
+        """
+        return any(
+            now is not None and before is not None and now != before
+            for now, before in ((getattr(self, name), getattr(earlier, name)) for name in _MOVING)
+        )
+
     def to_json(self) -> dict[str, str | int]:
         """The fields that are present, amounts as text: what `from_json` reads back unchanged."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -122,6 +133,7 @@ _AMOUNTS: Final = (
     "prevented_volume",
     "prevented_locked",
 )
+_MOVING: Final = ("state", "price", "volume", "remaining_volume", "executed_volume", "trades_count")
 _OPTIONAL_TEXTS: Final = ("time_in_force", "identifier", "smp_type")
 
 _UNSTORABLE: Final = frozenset("\x00")  # PostgreSQL keeps no NUL in text

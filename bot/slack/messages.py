@@ -367,6 +367,8 @@ def _already_decided(request: CancelRequest) -> str:
     if request.state is State.WITHDRAWN:
         by = _decided_by(request, DecisionKind.WITHDRAW)
         return f"{number.capitalize()} was already {by}. Your click changed nothing, and nothing was sent."
+    if request.state is State.SUPERSEDED:
+        return f"{number.capitalize()} ended before your click: {_gone(request)}. Your click changed nothing."
     decided = _decided_by(request, DecisionKind.APPROVE)
     was = f"was already {decided}" if decided else "is no longer open for a decision"
     return f"{number.capitalize()} {was}. Your click changed nothing; now: {_STATE_WORDS[request.state]}."
@@ -409,14 +411,22 @@ def card(request: CancelRequest, *, notify: Sequence[str], is_new: bool = False)
     if request.looked_at:
         lines.append(f"*Order last seen:* {when(request.looked_at)}")
     pending = request.state is State.PENDING
+    if pending and request.unseen_since:
+        lines.append(
+            f"*Not seen since* {when(request.unseen_since)}: Upbit does not show the order now. Look for it there "
+            "before you decide."
+        )
+    moved = _changes(request) if pending and request.order_now != request.order else ""
     called = f"For your attention: {_people(notify)}" if pending and notify else ""
 
     blocks = [_header(headline), _section(story), *_fields(facts), _section(reason), _section("\n".join(lines))]
+    if moved:
+        blocks.append(_section(moved))
     if pending:
         blocks += [_buttons(request, order), _context(_what_buttons_do(request))]
     if called:
         blocks.append(_context(called))
-    spoken = [headline, story, called, _in_one_line(facts), *lines, reason]
+    spoken = [headline, story, called, _in_one_line(facts), *lines, moved, reason]
     return Message(
         text=_fitting(spoken, TEXT_CHARS),
         blocks=blocks,
@@ -431,6 +441,7 @@ _STATE_WORDS: Final[Mapping[State, str]] = {
     State.APPROVED: "approved, about to be sent",
     State.DENIED: "denied, nothing was sent",
     State.WITHDRAWN: "withdrawn, nothing was sent",
+    State.SUPERSEDED: "the order ended elsewhere, nothing was sent",
     State.EXPIRED: "expired, nothing was sent",
     State.LAPSED: "approved, but not sent in time",
     State.SENDING: "being sent, outcome not known yet",
@@ -660,6 +671,26 @@ def _withdrawn(request: CancelRequest) -> str:
     return f"*Withdrawn* by {mention(request.requester.id)}, who asked for it: nothing was sent to Upbit."
 
 
+def _superseded(request: CancelRequest) -> str:
+    order = request.order_now
+    filled = ""
+    if order is not None and order.executed_volume is not None:
+        filled = f" {_filled_in_all(order)}"
+    return f"*Superseded:* {_gone(request)} before enough people had approved, so nothing was sent to Upbit.{filled}"
+
+
+def _gone(request: CancelRequest) -> str:
+    """How the order ended without the bot."""
+    is_done = request.order_now is not None and request.order_now.is_done
+    return "the order was fully executed" if is_done else "the order was canceled elsewhere"
+
+
+def _filled_in_all(order: Order) -> str:
+    if not order.executed_volume:
+        return "Nothing had been filled."
+    return f"{amount(order.executed_volume, order.base_currency)} was executed."
+
+
 def _expired(request: CancelRequest) -> str:
     by = f" by {when(request.expires_at)}" if request.expires_at else " in time"
     return (
@@ -804,6 +835,7 @@ _STORIES: Final[Mapping[State, Callable[[CancelRequest], str]]] = {
     State.APPROVED: _approved,
     State.DENIED: _denied,
     State.WITHDRAWN: _withdrawn,
+    State.SUPERSEDED: _superseded,
     State.EXPIRED: _expired,
     State.LAPSED: _lapsed,
     State.SENDING: _sending,

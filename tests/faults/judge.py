@@ -30,12 +30,13 @@ SAYS: Final = {
     State.LAPSED: "Not sent in time",
     State.DENIED: "Denied",
     State.WITHDRAWN: "Withdrawn",
+    State.SUPERSEDED: "Superseded",
     State.EXPIRED: "Expired",
     State.SETTLED: "Settled by hand",
 }
 """How the thread's message about a state begins."""
 
-NOT_SENT: Final = frozenset({State.REFUSED, State.DENIED, State.WITHDRAWN, State.EXPIRED})
+NOT_SENT: Final = frozenset({State.REFUSED, State.DENIED, State.WITHDRAWN, State.SUPERSEDED, State.EXPIRED})
 CALLS: Final = {("GET", "/v1/order"), ("GET", "/v1/orders/uuids"), ("DELETE", "/v1/order")}
 """All that the bot ever asks of the exchange."""
 ANSWERS: Final = {"approve": "request.approved", "deny": "request.denied", "withdraw": "request.withdrawn"}
@@ -136,6 +137,8 @@ class _Judgement:
                 wrong = "is canceled"
             case State.CANCELED if row.canceled_by == "this_request" and not effective:
                 wrong = "is canceled by this request, of which no DELETE took effect"
+            case State.SUPERSEDED if truth not in {"cancel", "done"}:
+                wrong = "is superseded"
             case State.FILLED if truth != "done":
                 wrong = "is filled"
             case State.REJECTED if effective:

@@ -15,7 +15,7 @@ import copy
 import json
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -44,7 +44,18 @@ from bot.database.engine import Database
 from bot.database.migration import migrate
 from bot.database.schema import audit_events, audit_head, cancel_requests, notices
 from bot.database.store import SqlStore, SqlTransaction
-from bot.domain.answer import Accepted, Call, CancelAnswer, Found, LookAnswer, NotSent, Refused, Unknown
+from bot.domain.answer import (
+    Accepted,
+    Call,
+    CancelAnswer,
+    Found,
+    FoundOrders,
+    LookAnswer,
+    NotSent,
+    OrdersAnswer,
+    Refused,
+    Unknown,
+)
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Action, Actor, Reason
 from bot.domain.cancel_request import (
@@ -232,6 +243,9 @@ class Story:
     def foretell(self, answers: list[tuple[LookAnswer | CancelAnswer, datetime]], now: datetime) -> State:
         """Where an undisturbed step leads that was so answered by the exchange."""
         if self.state is State.PENDING:
+            is_gone = any(isinstance(answer, Found) and not answer.order.is_open for answer, _ in answers)
+            if is_gone:
+                return State.SUPERSEDED
             return State.EXPIRED if now >= self.expires_at else State.PENDING
         if self.state is State.APPROVED and now >= self.send_before:
             return State.LAPSED
@@ -325,6 +339,9 @@ IS_TRUE: Final[dict[Action, Callable[[Story, Event, str], bool]]] = {
     Action.REQUEST_DENIED: lambda story, event, _nonce: _decides(story, event, own=True),
     Action.REQUEST_WITHDRAWN: lambda story, event, _nonce: (
         event.actor == story.command.requester.id and not story.decided and event.at < story.expires_at
+    ),
+    Action.REQUEST_SUPERSEDED: lambda story, _event, _nonce: (
+        story.book.seen in {"done", "cancel"} and not story.nonces and not story.decided
     ),
     Action.REQUEST_EXPIRED: lambda story, event, _nonce: event.at >= story.expires_at,
     Action.REQUEST_LAPSED: lambda story, event, _nonce: event.at >= story.send_before,
@@ -429,6 +446,26 @@ class ModelExchange:
         stage.answers.append((answer, stage.now))
         stage.reach(Point.AFTER_CALL)
         return answer
+
+    def get_orders(self, uuids: Sequence[str]) -> OrdersAnswer:
+        """A hint: what a list shows, nobody has seen yet."""
+        stage = self._stage
+        stage.call()
+        answer = self._list(uuids, Call(method="GET", path="/v1/orders/uuids", nonce="look", query_hash=""))
+        stage.reach(Point.AFTER_CALL)
+        return answer
+
+    def _list(self, uuids: Sequence[str], call: Call) -> OrdersAnswer:
+        stage = self._stage
+        if stage.happens(Reply.LOOK_LOST):
+            stage.now += timedelta(seconds=5)
+            return Unknown(cause="timeout", call=call)
+        if stage.happens(Reply.LOOK_LIMITED):
+            return Refused(name="too_many_requests", proves_nothing_happened=True, call=call, retry_after_s=1.0)
+        books = [] if stage.happens(Reply.LOOK_MISSES) else [stage.books[uuid] for uuid in uuids if uuid in stage.books]
+        for book in books:
+            book.settle(stage.now)
+        return FoundOrders(orders=tuple(book.order for book in books), call=call)
 
     def _look(self, uuid: str, call: Call) -> LookAnswer:
         stage, book = self._stage, self._stage.books.get(uuid)
@@ -939,6 +976,15 @@ class Histories(RuleBasedStateMachine):
         if not stage.is_struck:
             told = before.foretell(stage.answers, stage.now) if stage.is_granted else before.state
             assert story.state is told, f"{before} was answered {stage.answers}: {story.state}, not {told}"
+
+    @precondition(lambda self: self._in(State.PENDING))
+    @rule(replica=REPLICAS, reply=REPLIES, strike=STRIKES)
+    def refresh(self, *, replica: int, reply: Reply, strike: Strike | None) -> None:
+        """A replica looks again at the orders of pending requests, once that is due."""
+        stage = self.stage
+        due = min(stage.rows[story.id]["refresh_at"] for story in self._in(State.PENDING))
+        stage.now = max(stage.now, due)
+        self._play(replica, lambda bot: bot.refresh(), strike=strike, reply=reply)
 
     @rule(story=requests, replica=REPLICAS, mood=MOODS, strike=STRIKES)
     def show(self, *, story: Story, replica: int, mood: Mood, strike: Strike | None) -> None:
