@@ -99,6 +99,11 @@ class Order:
             for now, before in ((getattr(self, name), getattr(earlier, name)) for name in _MOVING)
         )
 
+    @property
+    def price_is_total(self) -> bool:
+        """Whether `price` is what is to be spent in all, as it is for buys that name no volume."""
+        return self.side == "bid" and self.ord_type in {"price", "best"}
+
     def to_json(self) -> dict[str, str | int]:
         """The fields that are present, amounts as text: what `from_json` reads back unchanged."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
