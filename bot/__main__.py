@@ -63,7 +63,9 @@ def check() -> None:
         wrong += fault is not None
         out.print(f"{'✗' if fault else '✓'} {what}: {fault or fine}")
 
-    report("settings", None, f"{len(settings.approvers)} may approve")
+    most = max([settings.approvals_required, *(tier.approvals for tier in settings.approval_tiers)])
+    needed = f"{settings.approvals_required} to {most}" if most > settings.approvals_required else str(most)
+    report("settings", None, f"{len(settings.approvers)} may approve; a request needs {needed} of them")
     url = settings.database_url.get_secret_value()
     try:
         _require_database(url)

@@ -252,6 +252,8 @@ def build_policy(settings: Settings) -> ApprovalPolicy:
         approvers=settings.approvers,
         requesters=settings.requesters,
         self_approval=settings.self_approval,
+        approvals_required=settings.approvals_required,
+        tiers=settings.approval_tiers,
         max_open_requests_per_person=settings.max_open_requests_per_person,
     )
 

@@ -24,11 +24,11 @@ from pydantic.fields import FieldInfo
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from bot.domain.tiers import MAX_APPROVALS, Tier, parse_tiers
+
 LATER_SETTINGS = (
     "ADMINS",
     "APPROVALS_CHANNEL",
-    "APPROVALS_REQUIRED",
-    "APPROVAL_TIERS",
     "AUDITORS",
     "CHANNELS",
     "CHECKPOINT_CHANNEL",
@@ -268,6 +268,14 @@ class Settings(DatabaseSettings):
     self_approval: Annotated[bool, BeforeValidator(_yes_or_no)] = Field(
         default=False, description="Whether an approver may approve what they asked for themselves"
     )
+    approvals_required: Annotated[int, BeforeValidator(_whole_number(1, MAX_APPROVALS))] = Field(
+        default=1, description=f"How many different approvers must approve a request, 1 to {MAX_APPROVALS}"
+    )
+    approval_tiers: Annotated[tuple[Tier, ...], BeforeValidator(parse_tiers)] = Field(
+        default=(),
+        description="More approvals for larger orders, such as `KRW-*:50000000=2, KRW-*/ask:200000000=3`: worth more"
+        " than so much in the quote currency needs so many",
+    )
     approval_ttl_minutes: Annotated[int, BeforeValidator(_whole_number(1, _DAY_IN_MINUTES))] = Field(
         default=30, description="How long a card can be decided before it expires, 1 to 1440 minutes"
     )
@@ -352,7 +360,28 @@ def load_settings(environ: Mapping[str, str], env_file: Path | None, *, for_run:
     given.refuse_what_is_not_enforced()
     if for_run:
         given.refuse_what_is_missing()
-    return given.parse(Settings)
+    settings = given.parse(Settings)
+    faults = _too_few_approvers(settings) if for_run else ()
+    if faults:
+        raise SettingsError(faults)
+    return settings
+
+
+def _too_few_approvers(settings: Settings) -> tuple[str, ...]:
+    """What asks for more approvals than can ever come, whoever of the requesters asks."""
+    count = len(settings.approvers)
+    everyone_who_asks_approves = bool(settings.requesters) and settings.requesters <= settings.approvers
+    if everyone_who_asks_approves and not settings.self_approval:
+        count -= 1  # who asks does not count
+    needed = [("APPROVALS_REQUIRED", settings.approvals_required)]
+    needed += [
+        (f"APPROVAL_TIERS rule {place}", tier.approvals) for place, tier in enumerate(settings.approval_tiers, start=1)
+    ]
+    return tuple(
+        f"{where} needs {approvals} approvals, and only {count} may approve: add approvers, or lower it"
+        for where, approvals in needed
+        if approvals > count
+    )
 
 
 def load_database_settings(environ: Mapping[str, str], env_file: Path | None) -> DatabaseSettings:

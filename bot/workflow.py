@@ -45,6 +45,7 @@ from bot.domain.cancel_request import (
 )
 from bot.domain.errors import CannotPost, CommitInDoubt, NothingDone, Overtaken, StoreError, TryLater
 from bot.domain.order import Order
+from bot.domain.tiers import Requirement, remaining_value
 
 LOOK_GAPS_S: Final = (0.1, 0.2, 0.4, 0.8, 1.5, 3.0)
 """Waits before the looks that follow a DELETE; after the last one, every 6 s."""
@@ -468,13 +469,18 @@ class CancelWorkflow:
 
         Raises NothingDone, or CommitInDoubt where even reading again does not tell.
         """
+        refusal: Reason | None = None
+        decided: CancelRequest | None = None
         try:
             with self._store.transaction(click.request_id) as tx:
-                return self._decide(tx, click)
+                refusal = self._decide(tx, click)
+                decided = tx.request
         except CommitInDoubt:
-            if not self._read_again(lambda: self._has_decided(click)):
+            if not self._read_again(lambda: self._is_written(click, decided)):
                 raise NothingDone("commit_failed") from None
-            return None
+            if refusal is not None:
+                raise  # what is written is an earlier click of theirs: neither "it counts" nor "nothing" is the truth
+        return refusal
 
     def _decide(self, tx: Transaction, click: Click) -> Reason | None:
         if click.kind is None:
@@ -482,28 +488,52 @@ class CancelWorkflow:
         refusal = self._policy.refusal(tx.request, click.actor, click.kind, tx.now)
         if refusal is not None:
             return self._refuse_click(tx, click, refusal)
-        request = _locked(tx)
-        tx.decide(click.kind, click.actor)
+        if not (click.kind is DecisionKind.APPROVE and _locked(tx).has_approved(click.actor.id)):
+            tx.decide(click.kind, click.actor)
         if click.kind is DecisionKind.APPROVE:
-            tx.move(
-                Action.REQUEST_APPROVED,
-                actor=click.actor,
-                trigger_id=click.trigger_id,
-                due_in_s=0,
-                details={
-                    "order": _order_json(request.order_now),
-                    "looked_at": timestamp(request.looked_at) if request.looked_at else None,
-                    "approvers": list(request.approvers),
-                },
-                approved_at=tx.now,
-                send_before=tx.now + self._send_within,
-                attempts=0,
-            )
+            self._count_approvals(tx, click)
         else:
             ends = Action.REQUEST_DENIED if click.kind is DecisionKind.DENY else Action.REQUEST_WITHDRAWN
             tx.move(ends, actor=click.actor, trigger_id=click.trigger_id, ended_at=tx.now)
         self._adopt_or_redraw(tx, click)
         return None
+
+    def _count_approvals(self, tx: Transaction, click: Click) -> None:
+        """The approval is recorded: move the request if it is the last that was needed, else write that down."""
+        request = _locked(tx)
+        counting = tuple(each.actor.id for each in self._policy.counting(request))
+        approved = [each.actor.id for each in request.decided(DecisionKind.APPROVE)]
+        not_counted = tuple(person_id for person_id in approved if person_id not in counting)
+        details: dict[str, Json] = {
+            "order": _order_json(request.order_now),
+            "looked_at": timestamp(request.looked_at) if request.looked_at else None,
+            "approvers": list(request.approvers),
+            "approvals": list(counting),
+            "approvals_required": request.approvals_required,
+        }
+        if not_counted:
+            details["not_counted"] = list(not_counted)
+        if self._policy.is_enough(request):
+            tx.move(
+                Action.REQUEST_APPROVED,
+                actor=click.actor,
+                trigger_id=click.trigger_id,
+                due_in_s=0,
+                details=details,
+                not_counted=not_counted,
+                approved_at=tx.now,
+                send_before=tx.now + self._send_within,
+                attempts=0,
+            )
+            return
+        tx.change(redraw=True, not_counted=not_counted)
+        tx.record(
+            Action.APPROVAL_RECORDED,
+            actor=click.actor,
+            trigger_id=click.trigger_id,
+            channel_id=click.channel_id,
+            details=details,
+        )
 
     def _refuse_click(self, tx: Transaction, click: Click, refusal: Reason) -> Reason:
         tx.record(
@@ -547,10 +577,13 @@ class CancelWorkflow:
                 )
             )
 
-    def _has_decided(self, click: Click) -> bool:
+    def _is_written(self, click: Click, decided: CancelRequest | None) -> bool:
+        """Whether the database holds the decision, and the move that it made, if any."""
         request = self._store.read(click.request_id) if click.request_id is not None else None
-        decisions = request.decided(click.kind) if request and click.kind else ()
-        return any(decision.actor.id == click.actor.id for decision in decisions)
+        if request is None or decided is None or click.kind is None:
+            return False
+        is_recorded = any(each.actor.id == click.actor.id for each in request.decided(click.kind))
+        return is_recorded and (decided.state is State.PENDING or request.state is not State.PENDING)
 
     @staticmethod
     def _read_again(read: Callable[[], T]) -> T:
@@ -635,15 +668,21 @@ class CancelWorkflow:
 
     def _open(self, lease: Lease, request: CancelRequest) -> "Step":
         """requested: read the order; ask for approval, or say why not."""
-        if self._policy.nobody_can_approve(request.requester):
-            return self._refuse(lease, Reason.NOBODY_CAN_APPROVE)
+        least = Requirement(approvals=self._policy.approvals_required)
+        too_few = self._policy.opening_refusal(request.requester, approvals=least.approvals)
+        if too_few is not None:
+            return self._refuse(lease, too_few, needed=least)
         answer = self._exchange.get_order(request.order_uuid)
         match answer:
             case Found(order=order):
                 reason = refusal_of(order)
                 if reason is not None:
                     return self._refuse(lease, reason, order=order, answer=answer)
-                return self._ask(lease, order)
+                needed = self._policy.requirement(order)
+                too_few = self._policy.opening_refusal(request.requester, approvals=needed.approvals)
+                if too_few is not None:
+                    return self._refuse(lease, too_few, order=order, answer=answer, needed=needed)
+                return self._ask(lease, order, needed)
             case Refused(name="order_not_found"):
                 return self._refuse(lease, Reason.ORDER_NOT_FOUND, answer=answer)
             case Refused(name="out_of_scope"):
@@ -655,21 +694,18 @@ class CancelWorkflow:
             case _:
                 assert_never(answer)
 
-    def _ask(self, lease: Lease, order: Order) -> "Step":
+    def _ask(self, lease: Lease, order: Order, needed: Requirement) -> "Step":
         with self._store.transaction(lease.request_id, lease=lease) as tx:
             request = _locked(tx)
             approvers = self._policy.approvers_of(request.requester)
             opened = tx.move(
                 Action.REQUEST_OPENED,
-                details={
-                    "order": _order_json(order),
-                    "approvals_required": self._policy.approvals_required,
-                    "approvers": list(approvers),
-                },
+                details={"order": _order_json(order), **_needed_json(needed, order), "approvers": list(approvers)},
                 order=order,
                 order_now=order,
                 looked_at=tx.now,
-                approvals_required=self._policy.approvals_required,
+                approvals_required=needed.approvals,
+                approval_rule=needed.rule,
                 approvers=approvers,
                 opened_at=tx.now,
                 refresh_at=tx.now + self._refresh_every,
@@ -678,7 +714,7 @@ class CancelWorkflow:
             )
         return Step(request=opened, due_in_s=self._approval_ttl.total_seconds())
 
-    def _refuse(
+    def _refuse(  # noqa: PLR0913 - one event has that many facts
         self,
         lease: Lease,
         reason: Reason,
@@ -686,20 +722,21 @@ class CancelWorkflow:
         order: Order | None = None,
         answer: LookAnswer | None = None,
         cause: str | None = None,
+        needed: Requirement | None = None,
     ) -> "Step":
         with self._store.transaction(lease.request_id, lease=lease) as tx:
-            return Step(
-                request=self._move_to_refused(tx, reason, order=order, answer=answer, cause=cause), due_in_s=None
-            )
+            refused = self._move_to_refused(tx, reason, order=order, answer=answer, cause=cause, needed=needed)
+            return Step(request=refused, due_in_s=None)
 
-    @staticmethod
-    def _move_to_refused(
+    def _move_to_refused(  # noqa: PLR0913 - one event has that many facts
+        self,
         tx: Transaction,
         reason: Reason,
         *,
         order: Order | None = None,
         answer: LookAnswer | None = None,
         cause: str | None = None,
+        needed: Requirement | None = None,
     ) -> CancelRequest:
         request = _locked(tx)
         details: dict[str, Json] = {"reason": reason.value}
@@ -709,6 +746,15 @@ class CancelWorkflow:
             details["order"] = _order_json(order)
         if answer is not None:
             details["call"] = _call_json(answer.call)
+        frozen: dict[str, Any] = {}
+        if needed is not None:
+            approvers = self._policy.approvers_of(request.requester)
+            details |= {**_needed_json(needed, order), "approvers": list(approvers)}
+            frozen = {
+                "approvals_required": needed.approvals,
+                "approval_rule": needed.rule,
+                "approvers": approvers,
+            }
         refused = tx.move(
             Action.REQUEST_REFUSED,
             outcome=Outcome.REFUSED,
@@ -718,6 +764,7 @@ class CancelWorkflow:
             order_now=order or request.order_now,
             response_url=None,
             ended_at=tx.now,
+            **frozen,
         )
         tx.tell(
             Notice(
@@ -1256,6 +1303,16 @@ def _sentence_of(answer: LookAnswer | CancelAnswer | None) -> str | None:
 
 def _order_json(order: Order | None) -> Json:
     return dict(order.to_json()) if order is not None else None
+
+
+def _needed_json(needed: Requirement, order: Order | None) -> dict[str, Json]:
+    """How many approvals, why so many, and the value that the rules were asked about."""
+    value = remaining_value(order) if order is not None else None
+    return {
+        "approvals_required": needed.approvals,
+        "approval_rule": str(needed.rule) if needed.rule is not None else None,
+        "remaining_value": format(value, "f") if value is not None else None,
+    }
 
 
 def _call_json(call: Call) -> Json:

@@ -51,6 +51,7 @@ from bot.domain.cancel_request import (
 )
 from bot.domain.errors import CannotPost, CommitInDoubt, IllegalTransition, NothingDone, StoreError, TryLater
 from bot.domain.order import Order
+from bot.domain.tiers import parse_tiers
 from bot.workflow import CancelWorkflow, Click, Command, Notice, NoticeKind, settle
 
 START: Final = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
@@ -62,9 +63,14 @@ CHANNELS: Final = ("C0DESK", "C0CLOSED")
 
 MAX_ROUNDS: Final = 4000
 
+TIERS: Final = "KRW-BTC:5000=2"
+LARGE: Final = Decimal(5000)
+
 INVARIANTS: Final = (
     "every move of the audit is in the table, and the row is in the state that its moves lead to",
-    "a request has at most one decision that counts, of an approver; nobody approves what they asked for",
+    "a request is approved by as many different approvers as it needs, denied by one, and never both",
+    "nobody approves what they asked for, and nobody twice",
+    "an order that is worth more than the rules say needs more approvals",
     "only who asked withdraws",
     "each DELETE that the exchange saw was announced by a committed cancel.sent with its nonce",
     "denied, withdrawn, expired and refused requests, and lapsed ones that were never sent, sent nothing",
@@ -375,9 +381,12 @@ class World:
         self.storm = False
         self.depth = 0
         self._commands_left = commands
+        # By the seed and not by the dice, so that a world stays what it was.
+        self.approvals_required = 2 if seed % 6 == 2 else 1
+        self.tiers = parse_tiers(TIERS) if seed % 6 == 5 else ()
         self._triggers = 0
         self.acked: set[int] = set()
-        self.approved_by_ack: set[int] = set()
+        self.approved_by_ack: set[tuple[int, str]] = set()
         self.exchange = SimulatedExchange(self)
         self.slack = SimulatedSlack(self)
         self.database = StormyDatabase(database_url, self)
@@ -390,7 +399,12 @@ class World:
             store=self.store,
             exchange=self.exchange,
             messenger=self.slack,
-            policy=ApprovalPolicy(approvers=APPROVERS, max_open_requests_per_person=8),
+            policy=ApprovalPolicy(
+                approvers=APPROVERS,
+                approvals_required=self.approvals_required,
+                tiers=self.tiers,
+                max_open_requests_per_person=8,
+            ),
             approval_ttl=timedelta(minutes=30),
             send_within=timedelta(minutes=5),
             new_nonce=lambda: f"nonce-{self.rng.getrandbits(64):016x}",
@@ -530,7 +544,7 @@ class World:
             def press(workflow: CancelWorkflow = workflow, click: Click = click) -> None:
                 if workflow.click(click) is None and click.kind is DecisionKind.APPROVE:
                     assert click.request_id is not None
-                    self.approved_by_ack.add(click.request_id)
+                    self.approved_by_ack.add((click.request_id, click.actor.id))
 
             self._guarded(press)
 
@@ -664,6 +678,7 @@ class World:
         for request in self.requests():
             try:
                 self._check_moves(request, story[request.id])
+                self._check_approvals(request, story[request.id])
                 self._check_truth(request, story[request.id])
                 self._check_shown(request)
             except AssertionError as error:
@@ -690,13 +705,29 @@ class World:
         decided = [event for event in events if event["action"] in {"request.approved", "request.denied"}]
         assert len(decided) + len(withdrawn) <= 1, "two decisions"
         assert all(event["actor"] == request.requester.id for event in withdrawn), "withdrawn by somebody else"
-        for event in decided:
-            assert event["actor"] in APPROVERS, "decided by somebody who may not"
-            assert event["action"] == "request.denied" or event["actor"] != request.requester.id, (
-                "approved by who asked"
-            )
+        assert all(event["actor"] in APPROVERS for event in decided), "decided by somebody who may not"
         times = [event["occurred_at"] for event in events]
         assert times == sorted(times), "time runs backwards"
+
+    def _check_approvals(self, request: CancelRequest, events: list[dict[str, Any]]) -> None:
+        voters = [event["actor"] for event in events if event["action"] in {"approval.recorded", "request.approved"}]
+        assert len(voters) == len(set(voters)), "somebody approved twice"
+        assert set(voters) <= APPROVERS - {request.requester.id}, "approved by somebody who may not"
+        assert voters == [each.actor.id for each in request.decided(DecisionKind.APPROVE)], "an approval was lost"
+        approved = any(event["action"] == "request.approved" for event in events)
+        assert len(voters) >= request.approvals_required if approved else len(voters) < request.approvals_required, (
+            f"{len(voters)} approvals of {request.approvals_required}"
+        )
+        acknowledged = {person for request_id, person in self.approved_by_ack if request_id == request.id}
+        assert acknowledged <= set(voters), "an approval was forgotten"
+        if request.order is not None:
+            assert request.approvals_required == self._needed(request.order), "it needed another number of approvals"
+
+    def _needed(self, order: Order) -> int:
+        assert order.price is not None
+        assert order.remaining_volume is not None
+        is_large = order.market == "KRW-BTC" and order.price * order.remaining_volume > LARGE
+        return 2 if self.tiers and is_large else self.approvals_required
 
     def _check_truth(self, request: CancelRequest, events: list[dict[str, Any]]) -> None:
         state = request.state
@@ -724,8 +755,6 @@ class World:
         if state is State.CANCELED and request.canceled_by == "this_request":
             assert book is not None
             assert sent & set(book.accepted), "no DELETE of it was accepted"
-        if request.id in self.approved_by_ack:
-            assert any(event["action"] == "request.approved" for event in events), "an approval was forgotten"
 
     def _check_shown(self, request: CancelRequest) -> None:
         if request.card_ts is not None:

@@ -671,7 +671,7 @@ def test_check_with_wrong_settings_names_them_all() -> None:
 
 def test_run_with_wrong_settings_prints_every_fault() -> None:
     """One restart a fault is how people give up; and an empty allowlist is a fault, never "everyone"."""
-    result = process("run", APPROVERS="@ben", PORT="0", APPROVALS_REQUIRED="2")
+    result = process("run", APPROVERS="@ben", PORT="0", APPROVALS_REQUIRED="two")
 
     assert result.returncode == 1
     assert result.stdout == ""

@@ -237,23 +237,76 @@ def test_an_empty_allowlist_is_nobody(actor: Actor, kind: DecisionKind) -> None:
     """Empty must never come to mean everyone."""
     policy = ApprovalPolicy(approvers=frozenset(), self_approval=True)
     assert policy.refusal(request(), actor, kind, START) is Reason.NOT_AN_APPROVER
-    assert policy.nobody_can_approve(REQUESTER)
+    assert policy.opening_refusal(REQUESTER, approvals=1) is Reason.NOBODY_CAN_APPROVE
 
 
 def test_who_asked_may_approve_only_where_that_is_allowed() -> None:
     """Four eyes are the default."""
     alone = frozenset({REQUESTER.id})
     strict, lenient = ApprovalPolicy(approvers=alone), ApprovalPolicy(approvers=alone, self_approval=True)
-    assert (strict.approvers_of(REQUESTER), strict.nobody_can_approve(REQUESTER)) == ((), True)
-    assert (lenient.approvers_of(REQUESTER), lenient.nobody_can_approve(REQUESTER)) == ((REQUESTER.id,), False)
+    assert strict.approvers_of(REQUESTER) == ()
+    assert strict.opening_refusal(REQUESTER, approvals=1) is Reason.NOBODY_CAN_APPROVE
+    assert lenient.approvers_of(REQUESTER) == (REQUESTER.id,)
+    assert lenient.opening_refusal(REQUESTER, approvals=1) is None
     assert lenient.refusal(request(approvers=(REQUESTER.id,)), REQUESTER, APPROVE, START) is None
 
 
 def test_a_request_is_refused_where_too_few_could_approve_it() -> None:
     """Two approvals of one person can never come."""
-    policy = ApprovalPolicy(approvers=frozenset({REQUESTER.id, APPROVER.id}), approvals_required=2)
-    assert policy.nobody_can_approve(REQUESTER)
-    assert not policy.nobody_can_approve(STRANGER)
+    policy = ApprovalPolicy(approvers=frozenset({REQUESTER.id, APPROVER.id}))
+    assert policy.opening_refusal(REQUESTER, approvals=2) is Reason.TOO_FEW_APPROVERS
+    assert policy.opening_refusal(STRANGER, approvals=2) is None
+
+
+# Several approvals for one request
+
+
+def approved_by(*people: Actor) -> tuple[Decision, ...]:
+    return tuple(Decision(kind=APPROVE, actor=person, decided_at=START) for person in people)
+
+
+VOTES_TABLE: Final[list[tuple[str, tuple[Actor, ...], Actor, Reason | None, Reason | None]]] = [
+    # rule, who has approved, actor, refusal to approve, refusal to deny
+    ("the second of two may", (APPROVER,), SECOND, None, None),
+    ("nobody counts twice, and who approved may deny", (APPROVER,), APPROVER, Reason.ALREADY_APPROVED, None),
+    ("who asked may not be the second", (APPROVER,), REQUESTER, Reason.OWN_REQUEST, None),
+    ("a stranger may not", (APPROVER,), STRANGER, Reason.NOT_AN_APPROVER, Reason.NOT_AN_APPROVER),
+    ("who was taken off may not", (ELSEWHERE,), ELSEWHERE, Reason.OTHER_WORKSPACE, Reason.OTHER_WORKSPACE),
+    ("who may say that they are enough", (APPROVER, SECOND), APPROVER, None, None),
+]
+
+
+@pytest.mark.parametrize(("before", "actor", "approve", "deny"), [row[1:] for row in VOTES_TABLE])
+def test_each_rule_holds_while_approvals_are_counted(
+    before: tuple[Actor, ...], actor: Actor, approve: Reason | None, deny: Reason | None
+) -> None:
+    """Two approvals of one person are one pair of eyes."""
+    policy = ApprovalPolicy(approvers=ALLOWED)
+    asked = request(approvers=SHOWN, approvals_required=2, decisions=approved_by(*before))
+    assert policy.refusal(asked, actor, APPROVE, START) is approve
+    assert policy.refusal(asked, actor, DENY, START) is deny
+
+
+@pytest.mark.parametrize(
+    ("policy", "changes", "counting"),
+    [
+        ({}, {}, (APPROVER, SECOND)),
+        ({"approvers": frozenset({SECOND.id})}, {}, (SECOND,)),
+        ({}, {"approvers": (APPROVER.id,)}, (APPROVER,)),
+        ({"self_approval": True}, {}, (APPROVER, SECOND, REQUESTER)),
+        ({"approvers": frozenset()}, {}, ()),
+    ],
+)
+def test_an_approval_counts_by_the_lists_of_the_day_it_is_counted(
+    policy: dict[str, Any], changes: dict[str, Any], counting: tuple[Actor, ...]
+) -> None:
+    """Somebody who left this morning does not help to cancel an order this afternoon."""
+    asked = request(
+        **{"approvers": SHOWN, **changes}, approvals_required=2, decisions=approved_by(APPROVER, SECOND, REQUESTER)
+    )
+    rules = ApprovalPolicy(**{"approvers": ALLOWED, **policy})
+    assert tuple(each.actor for each in rules.counting(asked)) == counting
+    assert rules.is_enough(asked) == (len(counting) >= 2)
 
 
 @pytest.mark.parametrize(

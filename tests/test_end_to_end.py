@@ -25,6 +25,8 @@ from postgresql import Postgresql
 from bot.app import EXCHANGE_THREADS
 from bot.playground.demo import BEN, CARA, DANA, DESK, EMIL, free_port, play, press_at_once
 from bot.playground.exchange import Key, Mood
+from bot.playground.slack import SlackWorkspace
+from bot.playground.slack_records import Message
 
 MARKER = "a word that must be found wherever secrets are looked for"
 SENT = ["cancel.sent", "cancel.accepted", "order.canceled", "summary.posted"]
@@ -200,6 +202,54 @@ def test_who_asked_may_take_it_back_by_denying(journey: Journey) -> None:
     asked = journey.ask()
     journey.press(DANA, asked, "deny")
     assert journey.verdict(asked).startswith("Denied by @dana")
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_two_of_three_approve_a_large_order(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """The whole way of several approvals: the rule on the card, one of two, no second vote, then the cancel."""
+    database_url = request.getfixturevalue("postgresql").create() if kind == "postgresql" else None
+    rules = {
+        "APPROVERS": f"{BEN.id},{EMIL.id},{CARA.id}",
+        "APPROVAL_TIERS": "KRW-*:50000000=2, *=1",
+    }
+    with started(tmp_path, database_url=database_url, settings=rules) as journey:
+        small = journey.ask(uuid=journey.exchange.place(price="95000000", volume="0.5"))
+        journey.press(BEN, small, "approve")
+        assert journey.verdict(small).startswith("Canceled:")
+
+        asked = journey.ask(uuid=journey.exchange.place(price="95000000", volume="1"))
+        lines = journey.slack.words(asked.card)
+        assert any(line.startswith("Needs 2 approvals: over 50,000,000 KRW") for line in lines), lines
+        journey.press(BEN, asked, "approve")
+        journey.press(BEN, asked, "approve")
+        journey.hears(BEN, f"You have already approved request #{asked.id}", "1 of 2 approvals")
+
+        def one_of_two(slack: SlackWorkspace) -> Message | None:
+            card = slack.message(DESK, asked.card.ts)
+            return card if card and any(line.startswith("Approvals: 1 of 2") for line in slack.words(card)) else None
+
+        shown = journey.slack.wait_for(one_of_two, timeout_s=WITHIN_S)
+        assert shown is not None
+        assert shown.buttons
+        assert journey.state(asked.id) == "pending"
+        assert not journey.exchange.deletes(asked.uuid)
+        assert any("approved by @ben" in line for line in journey.slack.words(shown))
+
+        answers = press_at_once(journey.slack, asked.card, (CARA, "approve"), (EMIL, "approve"))
+        assert all(answer.ok for answer in answers)
+        assert journey.verdict(asked).startswith("Canceled:")
+        journey.audited(asked.id, "summary.posted")
+        actions = journey.actions(asked.id)
+        assert [action for action in actions if action not in {"approval.refused", *SENT}] == [
+            "request.created",
+            "request.opened",
+            "approval.recorded",
+            "request.approved",
+        ]
+        assert actions.count("approval.refused") == 2
+        (delete,) = journey.exchange.deletes(asked.uuid)
+        assert delete.effective
+        assert journey.audit_fault() is None
 
 
 @once
@@ -664,7 +714,7 @@ def test_a_run_with_wrong_settings_names_every_fault_at_once(journey: Journey) -
         "APPROVERS": "",
         "UPBIT_OPEN_API_SERVER_URL": "https://example.com",
         "APPROVAL_TTL_MINUTES": "soon",
-        "APPROVALS_REQUIRED": "2",
+        "APPROVALS_REQUIRED": "two",
     }
     refused = journey.bot.command("run", settings=faulty)
     assert refused.returncode == 1

@@ -280,6 +280,32 @@ def test_a_click_whose_answer_was_lost_is_read_again_and_there(wire: tuple[Wire,
     assert present(store.read(made.id)).state is State.APPROVED
 
 
+def test_an_approval_that_is_not_the_last_is_read_again_and_there(wire: tuple[Wire, Database]) -> None:
+    """It was counted, though it moved nothing: pressing again would be refused, and worry the approver."""
+    between, database = wire
+    store = SqlStore(database)
+    made = create_pending(store)
+    with store.transaction(made.id) as tx:
+        tx.change(approvals_required=2)
+    between.loses_answers_to_commit = True
+    assert workflow(store).click(click(made.id)) is None
+    read = present(store.read(made.id))
+    assert (read.state, len(read.counted())) == (State.PENDING, 1)
+
+
+def test_a_refused_click_whose_answer_was_lost_is_not_taken_for_an_approval(wire: tuple[Wire, Database]) -> None:
+    """The same person had approved before; they are told to look at the card, which says what counts."""
+    between, database = wire
+    store = SqlStore(database)
+    made = create_pending(store)
+    with store.transaction(made.id) as tx:
+        tx.change(approvals_required=2)
+    assert workflow(store).click(click(made.id)) is None
+    between.loses_answers_to_commit = True
+    with pytest.raises(CommitInDoubt):
+        workflow(store).click(click(made.id))
+
+
 def test_when_reading_again_fails_too_it_stays_in_doubt(wire: tuple[Wire, Database]) -> None:
     """Then nobody knows, and the person is told to look before trying again."""
     between, database = wire

@@ -21,6 +21,7 @@ from slack_sdk.models.blocks import Block
 from bot.domain.audit import Actor, Reason
 from bot.domain.cancel_request import CanceledBy, CancelRequest, Decision, DecisionKind, State, Verdict
 from bot.domain.order import Order
+from bot.domain.tiers import Tier, parse_tier
 from bot.slack import messages
 from bot.slack.messages import Message, card, thread_message
 
@@ -79,6 +80,7 @@ BUY_BY_TOTAL = Order.from_json(
         "trades_count": 0,
     }
 )
+SELL_AT_MARKET = replace(SELL, ord_type="market", price=None)
 BUY_BEST = replace(BUY_BY_TOTAL, ord_type="best", time_in_force="ioc")
 STRANGE = replace(SELL, side="short", ord_type="iceberg", state="frozen", created_at="yesterday", smp_type="both")
 
@@ -135,6 +137,18 @@ CASES: Final[Mapping[str, CancelRequest]] = {
     "requested": REQUESTED,
     "pending": PENDING,
     "pending_one_of_two": replace(PENDING, approvals_required=2, decisions=(YES,), reason=""),
+    "pending_not_counted": replace(PENDING, approvals_required=2, decisions=(YES, YES_TOO), not_counted=(APPROVER.id,)),
+    "pending_large": replace(PENDING, approvals_required=2, approval_rule=parse_tier("KRW-*:50000000=2")),
+    "pending_large_sell_of_unknown_value": replace(
+        PENDING,
+        approvals_required=3,
+        approval_rule=parse_tier("KRW-BTC/ask:50000000=3"),
+        order=SELL_AT_MARKET,
+        order_now=SELL_AT_MARKET,
+    ),
+    "pending_any_buy": replace(PENDING, approvals_required=2, approval_rule=parse_tier("*/bid=2")),
+    "approved_by_two": replace(APPROVED, approvals_required=2, decisions=(YES, YES_TOO)),
+    "denied_after_approval": replace(PENDING, state=State.DENIED, approvals_required=2, decisions=(YES, NO)),
     "pending_buy_by_total": replace(PENDING, order=BUY_BY_TOTAL, order_now=BUY_BY_TOTAL),
     "pending_best_bid": replace(PENDING, order=BUY_BEST, order_now=BUY_BEST),
     "pending_unknown_words": replace(PENDING, order=STRANGE, order_now=STRANGE),
@@ -196,6 +210,7 @@ CLICKS: Final = (
     Reason.UNKNOWN_BUTTON,
     Reason.OTHER_WORKSPACE,
     Reason.NOT_YET_PENDING,
+    Reason.ALREADY_APPROVED,
     Reason.ALREADY_DECIDED,
     Reason.EXPIRED,
 )
@@ -217,6 +232,7 @@ REQUESTS: Final = (
     Reason.EXCHANGE_UNREACHABLE,
     Reason.CANNOT_POST,
     Reason.NOBODY_CAN_APPROVE,
+    Reason.TOO_FEW_APPROVERS,
 )
 UPBIT_ERRORS: Final = (
     "validation_error",
@@ -314,11 +330,14 @@ def _private_lines() -> Iterator[tuple[str, str]]:
         "superseded_filled",
         "superseded_canceled",
         "approved",
+        "approved_by_two",
         "canceled_partly",
         "pending_one_of_two",
         "refused_already_done",
     ):
         yield f"click: too late, {name}", messages.click_refused(Reason.ALREADY_DECIDED, CASES[name])
+    for name in ("pending_one_of_two", "approved_by_two", "denied_after_approval"):
+        yield f"click: again, {name}", messages.click_refused(Reason.ALREADY_APPROVED, CASES[name])
     yield "notice: still reading", messages.still_reading(REQUESTED)
     for reason in REQUESTS:
         yield f"request: {reason}", _request(reason)
@@ -342,7 +361,11 @@ def _click(reason: Reason) -> str:
 
 
 def _request(reason: Reason) -> str:
-    return messages.request_refused(replace(REFUSED, cause=reason.value))
+    needed = {Reason.NOBODY_CAN_APPROVE: (1, ()), Reason.TOO_FEW_APPROVERS: (3, (APPROVER.id, SECOND.id))}
+    count, people = needed.get(reason, (1, ()))
+    rule = parse_tier("KRW-*:50000000=3") if count > 1 else None
+    refused = replace(REFUSED, cause=reason.value, approvals_required=count, approvers=people, approval_rule=rule)
+    return messages.request_refused(replace(refused, order_now=SELL if rule else None))
 
 
 def test_no_snapshot_is_left_over() -> None:
@@ -691,6 +714,15 @@ requests = st.builds(
     order_now=st.none() | orders,
     looked_at=st.none() | moments,
     approvals_required=st.integers(1, 5),
+    approval_rule=st.none()
+    | st.builds(
+        Tier,
+        market=st.sampled_from(["*", "KRW-*", "KRW-BTC", f"{'A' * 200}-{'B' * 200}"]),
+        side=st.sampled_from([None, "bid", "ask"]),
+        over=st.none() | st.decimals(0, 10**30, allow_nan=False, allow_infinity=False),
+        approvals=st.integers(1, 20),
+    ),
+    not_counted=st.sampled_from([(), (APPROVER.id,), (APPROVER.id, SECOND.id)]),
     approvers=st.integers(0, 200).map(lambda count: tuple(f"U{n:03}" for n in range(count))),
     expires_at=st.none() | moments,
     send_before=st.none() | moments,

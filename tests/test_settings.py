@@ -55,6 +55,7 @@ def test_the_defaults_are_the_ones_that_the_documentation_names() -> None:
     assert settings.requesters == frozenset()
     assert settings.notify == ()
     assert settings.self_approval is False
+    assert (settings.approvals_required, settings.approval_tiers) == (1, ())
     assert settings.approval_ttl == timedelta(minutes=30)
     assert settings.send_within == timedelta(minutes=5)
     assert settings.max_open_requests_per_person == 20
@@ -106,6 +107,46 @@ def test_an_approver_who_is_the_only_requester_could_approve_nothing() -> None:
 
     assert load(**alone, SELF_APPROVAL="true").self_approval is True
     assert load(APPROVERS="U0APPROVER,U0SECOND", REQUESTERS="U0APPROVER").requesters == {"U0APPROVER"}
+
+
+@pytest.mark.parametrize(
+    "people",
+    [
+        {"APPROVERS": "U101,U202"},
+        {"APPROVERS": "U101,U202,U303", "REQUESTERS": "U101,U202"},
+        {"APPROVERS": "U101,U202", "REQUESTERS": "U101,U404"},
+        {"APPROVERS": "U101,U202", "REQUESTERS": "U101,U202", "SELF_APPROVAL": "true"},
+    ],
+)
+def test_more_approvals_than_can_ever_come_refuse_the_start(people: dict[str, str]) -> None:
+    """Every card would wait until it expires; who asks does not count, if all who ask are approvers."""
+    assert load(**people, APPROVALS_REQUIRED="2", APPROVAL_TIERS="*=2").approvals_required == 2
+    assert faults_of(ENOUGH | people | {"APPROVALS_REQUIRED": "3"}) == (
+        "APPROVALS_REQUIRED needs 3 approvals, and only 2 may approve: add approvers, or lower it",
+    )
+    assert faults_of(ENOUGH | people | {"APPROVAL_TIERS": "KRW-*:5=3, *=2, BTC-*=4"}) == (
+        "APPROVAL_TIERS rule 1 needs 3 approvals, and only 2 may approve: add approvers, or lower it",
+        "APPROVAL_TIERS rule 3 needs 4 approvals, and only 2 may approve: add approvers, or lower it",
+    )
+
+
+def test_rules_by_value_are_read_or_refused_with_their_place() -> None:
+    """A rule that is left out because it was misspelled would let one person cancel the largest order."""
+    settings = load(APPROVERS="U101,U202", APPROVAL_TIERS="KRW-*:50000000=2, *=1")
+    assert [str(tier) for tier in settings.approval_tiers] == ["KRW-*:50000000=2", "*=1"]
+    assert faults_of(ENOUGH | {"APPROVAL_TIERS": "*=1, KRW-*:-50000000=2"}) == (
+        "APPROVAL_TIERS rule 2 has a negative amount",
+    )
+
+
+def test_the_number_of_approvals_has_bounds() -> None:
+    """Zero approvals is a cancel that nobody agreed to."""
+    everybody = {"APPROVERS": ",".join(f"U{number:03}" for number in range(20))}
+    assert load(**everybody, APPROVALS_REQUIRED="20").approvals_required == 20
+    for wrong in ("0", "21", "-1", "1.5", "two"):
+        assert faults_of(ENOUGH | everybody | {"APPROVALS_REQUIRED": wrong}) == (
+            "APPROVALS_REQUIRED must be a whole number from 1 to 20",
+        )
 
 
 def test_people_are_lists_of_user_ids() -> None:

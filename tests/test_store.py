@@ -7,7 +7,7 @@ from dataclasses import fields
 from datetime import timedelta
 from functools import partial
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from builders import (
@@ -17,6 +17,7 @@ from builders import (
     RESPONSE_URL,
     SECOND,
     START,
+    STRANGER,
     HandClock,
     OpenExchange,
     at_once,
@@ -41,9 +42,11 @@ from bot.database.migration import migrate
 from bot.database.schema import cancel_requests
 from bot.database.store import LEASE, TIMER_SLACK, SqlStore
 from bot.domain.answer import Found, LookAnswer
+from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Action, Actor, Outcome, Reason
 from bot.domain.cancel_request import CanceledBy, CancelRequest, DecisionKind, State, Verdict
 from bot.domain.errors import IllegalTransition, NothingDone, Overtaken
+from bot.domain.tiers import parse_tier
 from bot.workflow import NOTICE_LIFETIME, RESPONSE_URL_LIFETIME, CommandAnswer, Lane, Lease, Notice, NoticeKind, settle
 
 
@@ -104,7 +107,14 @@ def test_a_request_is_read_as_it_was_written(store: SqlStore, clock: HandClock) 
 
     later = START + timedelta(microseconds=123_456)
     with store.transaction(made.id) as tx:
-        tx.move(Action.REQUEST_OPENED, order=order(), order_now=order(state="done"), approvers=("U1", "U2"))
+        tx.move(
+            Action.REQUEST_OPENED,
+            order=order(),
+            order_now=order(state="done"),
+            approvers=("U1", "U2"),
+            approval_rule=parse_tier("KRW-*/ask:0.5=2"),
+            not_counted=("U1",),
+        )
         tx.decide(DecisionKind.DENY, APPROVER)
         tx.change(
             canceled_by=CanceledBy.UNPROVEN.value,
@@ -114,6 +124,7 @@ def test_a_request_is_read_as_it_was_written(store: SqlStore, clock: HandClock) 
         )
     read = present(store.read(made.id))
     assert (read.order, read.order_now, read.approvers) == (order(), order(state="done"), ("U1", "U2"))
+    assert (str(read.approval_rule), read.not_counted) == ("KRW-*/ask:0.5=2", ("U1",))
     assert [(decision.kind, decision.actor, decision.decided_at) for decision in read.decisions] == [
         (DecisionKind.DENY, APPROVER, START)
     ]
@@ -775,6 +786,65 @@ def test_what_is_to_be_refreshed_is_found_by_an_index(database: Database) -> Non
             plan = connection.exec_driver_sql(f"EXPLAIN {wanted} ORDER BY refresh_at LIMIT 100").all()
     assert "ix_cancel_requests_refresh_at" in str(plan)
     assert "SORT" not in str(plan).upper()
+
+
+THREE: Final = ApprovalPolicy(approvers=frozenset({APPROVER.id, SECOND.id, STRANGER.id}))
+
+
+def create_pending_for_two_of_three(store: SqlStore) -> CancelRequest:
+    made = create_pending(store)
+    with store.transaction(made.id) as tx:
+        tx.change(approvals_required=2, approvers=tuple(sorted(THREE.approvers)))
+    return made
+
+
+def test_two_last_approvals_at_once_move_it_once(database: Database) -> None:
+    """Two of three at the same instant on two replicas: one is the last, the other hears that it is decided."""
+    store = SqlStore(database)
+    replicas = [workflow(store, THREE), workflow(store, THREE)]
+    for _ in range(5):
+        made = create_pending_for_two_of_three(store)
+        assert replicas[0].click(click(made.id)) is None
+        presses = zip(replicas, (click(made.id, SECOND), click(made.id, STRANGER)), strict=True)
+        heard = at_once(*[lambda replica=replica, press=press: replica.click(press) for replica, press in presses])
+        assert sorted(heard, key=str) == sorted([None, Reason.ALREADY_DECIDED], key=str)
+        decided = present(store.read(made.id))
+        assert (decided.state, len(decided.decisions), len(decided.counted())) == (State.APPROVED, 2, 2)
+    assert (actions(database).count("approval.recorded"), actions(database).count("request.approved")) == (5, 5)
+    assert AuditLog(database).verify().fault is None
+
+
+def test_two_first_approvals_at_once_are_both_counted(database: Database) -> None:
+    """Neither vote is lost: whichever comes second is the last that was needed."""
+    store = SqlStore(database)
+    story = workflow(store, THREE)
+    for _ in range(5):
+        made = create_pending_for_two_of_three(store)
+        presses = [click(made.id), click(made.id, SECOND)]
+        assert at_once(*[lambda press=press: story.click(press) for press in presses]) == [None, None]
+        decided = present(store.read(made.id))
+        assert (decided.state, len(decided.counted())) == (State.APPROVED, 2)
+    assert (actions(database).count("approval.recorded"), actions(database).count("request.approved")) == (5, 5)
+
+
+def test_one_person_who_presses_twice_at_once_counts_once(database: Database) -> None:
+    """Two connections of one Slack client, or two phones of one approver."""
+    store = SqlStore(database)
+    story = workflow(store, THREE)
+    made = create_pending_for_two_of_three(store)
+    heard = at_once(*[lambda: story.click(click(made.id))] * 4)
+    assert sorted(heard, key=str) == sorted([None, *[Reason.ALREADY_APPROVED] * 3], key=str)
+    decided = present(store.read(made.id))
+    assert (decided.state, len(decided.decisions)) == (State.PENDING, 1)
+
+
+def test_the_database_itself_refuses_a_second_approval_of_one_person(store: SqlStore) -> None:
+    """The last line of defence, should the policy ever be bypassed."""
+    made = create_pending(store)
+    with store.transaction(made.id) as tx:
+        tx.decide(DecisionKind.APPROVE, APPROVER)
+    with pytest.raises(NothingDone, match=r"(?i)unique"), store.transaction(made.id) as tx:
+        tx.decide(DecisionKind.APPROVE, APPROVER)
 
 
 TRANSACTIONS = 12

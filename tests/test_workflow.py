@@ -33,6 +33,7 @@ from bot.domain.audit import Actor, Reason, timestamp
 from bot.domain.cancel_request import CanceledBy, CancelRequest, DecisionKind, State, Verdict
 from bot.domain.errors import CannotPost, IllegalTransition, NothingDone, TryLater
 from bot.domain.order import Order
+from bot.domain.tiers import parse_tiers
 from bot.workflow import CancelWorkflow, Lane, Lease, Notice, NoticeKind, settle
 
 GET = call()
@@ -197,6 +198,13 @@ class Story:
         events = AuditLog(self.database).list(wanted, limit=1000, newest_first=False)
         return [str(event["action"]) for event in events]
 
+    def details(self, request_id: int, action: str) -> dict[str, Any]:
+        """The details of the request's latest event of this kind."""
+        (event,) = AuditLog(self.database).list(Filter(request_id=request_id, action=action), limit=1)
+        details = event["details"]
+        assert isinstance(details, dict)
+        return details
+
     def lines(self, kind: NoticeKind) -> list[Notice]:
         return [line for line in self.slack.lines if line.kind is kind]
 
@@ -271,6 +279,37 @@ def test_nobody_left_who_could_approve_is_refused_without_asking_the_exchange(st
     request_id = story.ask()
     story.go_on(request_id, for_s=1)
     assert story.request(request_id).cause == "nobody_can_approve"
+    assert story.exchange.looked == 0
+
+
+def test_a_larger_order_than_its_approvers_may_cancel_is_refused_with_the_numbers(story: Story) -> None:
+    """The card would hang until it expires; who asked can have approvers added instead."""
+    story.policy = replace(story.policy, tiers=parse_tiers("KRW-*:50000000=3"))
+    request_id = story.ask()
+    story.go_on(request_id, for_s=1)
+    request = story.request(request_id)
+    assert (request.state, request.cause) == (State.REFUSED, "too_few_approvers")
+    assert (request.approvals_required, request.approvers) == (3, (APPROVER.id, SECOND.id))
+    assert [line.reason for line in story.lines(NoticeKind.REQUEST_REFUSED)] == [Reason.TOO_FEW_APPROVERS]
+    details = story.details(request_id, "request.refused")
+    assert (details["approvals_required"], details["approval_rule"]) == (3, "KRW-*:50000000=3")
+    assert story.slack.cards == []
+
+
+def test_the_same_order_is_asked_for_where_enough_people_may_approve(story: Story) -> None:
+    """Who asks does not count as one of three; for somebody else they are three."""
+    story.policy = replace(story.policy, tiers=parse_tiers("KRW-*:50000000=3"))
+    request_id = story.ask(requester=STRANGER)
+    story.go_on(request_id, for_s=1)
+    assert story.request(request_id).approvals_required == 3
+
+
+def test_too_few_approvers_for_any_order_are_told_without_asking_the_exchange(story: Story) -> None:
+    """What cannot be approved at any value need not be read."""
+    story.policy = replace(story.policy, approvals_required=3)
+    request_id = story.ask()
+    story.go_on(request_id, for_s=1)
+    assert story.request(request_id).cause == "too_few_approvers"
     assert story.exchange.looked == 0
 
 
@@ -510,6 +549,158 @@ def test_a_card_expires_at_its_time_and_not_before(story: Story) -> None:
     assert story.state(request_id) is State.EXPIRED
     assert story.workflow.click(click(request_id)) is Reason.EXPIRED
     assert story.slack.verdicts == [State.EXPIRED]
+
+
+# --- Several approvals ------------------------------------------------------------------------------------------
+
+
+def test_two_of_two_approve_and_each_approval_is_written_down(story: Story) -> None:
+    """An approval that is not the last moves nothing, sends nothing, and is audited with the order as it was seen."""
+    story.policy = replace(story.policy, approvals_required=2)
+    request_id = story.asked()
+    before = story.request(request_id)
+    assert story.workflow.click(click(request_id, APPROVER, message_ts="1.000")) is None
+    story.go_on(request_id, for_s=1)
+    recorded = story.request(request_id)
+    assert (recorded.state, recorded.expires_at) == (State.PENDING, before.expires_at)
+    assert [each.actor for each in recorded.counted()] == [APPROVER]
+    assert story.slack.cards[-1] == ("C0DESK", "1.000", State.PENDING)
+    assert recorded.card_shown_revision == recorded.revision > before.revision
+    details = story.details(request_id, "approval.recorded")
+    assert details["order"] == order(uuid=recorded.order_uuid).to_json()
+    assert (details["approvals"], details["approvals_required"]) == ([APPROVER.id], 2)
+    assert story.exchange.sent == []
+
+    assert story.workflow.click(click(request_id, SECOND, message_ts="1.000")) is None
+    assert story.state(request_id) is State.APPROVED
+    assert story.details(request_id, "request.approved")["approvals"] == [APPROVER.id, SECOND.id]
+    story.exchange.looks = [sees(CANCELED)]
+    story.go_on(request_id, for_s=2)
+    assert story.state(request_id) is State.CANCELED
+    assert story.actions(request_id)[2:5] == ["approval.recorded", "request.approved", "cancel.sent"]
+
+
+def test_a_crash_after_the_first_approval_loses_nothing(story: Story, tmp_path: Path) -> None:
+    """Acknowledged is committed: the next process shows one of two, and the second approval is the last."""
+    story.policy = replace(story.policy, approvals_required=2)
+    request_id = story.asked()
+    assert story.workflow.click(click(request_id, APPROVER, message_ts="1.000")) is None
+    after = Story(f"sqlite:///{tmp_path / 'cancels.db'}")
+    after.policy = story.policy
+    after.go_on(request_id, for_s=1)
+    assert after.slack.cards == [("C0DESK", "1.000", State.PENDING)]
+    assert after.workflow.click(click(request_id, APPROVER)) is Reason.ALREADY_APPROVED
+    assert after.workflow.click(click(request_id, SECOND)) is None
+    assert after.state(request_id) is State.APPROVED
+    after.database.close()
+
+
+def test_one_person_never_counts_twice(story: Story) -> None:
+    """A double click is not a second pair of eyes; it is refused, told and audited, and the buttons stay."""
+    story.policy = replace(story.policy, approvals_required=2)
+    request_id = story.asked()
+    assert story.workflow.click(click(request_id, APPROVER, message_ts="1.000")) is None
+    for _ in range(2):
+        assert story.workflow.click(click(request_id, APPROVER, message_ts="1.000")) is Reason.ALREADY_APPROVED
+    story.go_on(request_id, for_s=1)
+    assert story.state(request_id) is State.PENDING
+    assert [line.reason for line in story.lines(NoticeKind.CLICK_REFUSED)] == [Reason.ALREADY_APPROVED] * 2
+    assert story.actions(request_id)[2:] == ["approval.recorded", *["approval.refused"] * 2]
+    assert len(story.request(request_id).decisions) == 1
+
+
+def test_who_asked_is_not_one_of_two(story: Story) -> None:
+    """Four eyes are other people's."""
+    story.policy = replace(story.policy, approvals_required=2)
+    request_id = story.asked()
+    assert story.workflow.click(click(request_id, APPROVER)) is None
+    assert story.workflow.click(click(request_id, REQUESTER)) is Reason.OWN_REQUEST
+    story.policy = replace(story.policy, self_approval=True)
+    assert story.workflow.click(click(request_id, REQUESTER)) is Reason.NOT_AN_APPROVER, "the card does not name them"
+
+
+def test_with_self_approval_who_asked_is_one_of_two(story: Story) -> None:
+    """The setting does what it says, and no more: another person is still needed."""
+    story.policy = replace(story.policy, approvals_required=2, self_approval=True)
+    request_id = story.asked()
+    assert story.workflow.click(click(request_id, REQUESTER)) is None
+    assert story.workflow.click(click(request_id, REQUESTER)) is Reason.ALREADY_APPROVED
+    assert story.workflow.click(click(request_id, APPROVER)) is None
+    assert story.state(request_id) is State.APPROVED
+
+
+@pytest.mark.parametrize("denier", [APPROVER, SECOND, REQUESTER])
+def test_one_denial_ends_it_also_by_who_had_approved(story: Story, denier: Actor) -> None:
+    """To stop a cancel takes one, whatever others said and they themselves said before."""
+    story.policy = replace(story.policy, approvals_required=2)
+    request_id = story.asked()
+    assert story.workflow.click(click(request_id, APPROVER)) is None
+    assert story.workflow.click(click(request_id, denier, kind=DecisionKind.DENY)) is None
+    assert story.state(request_id) is State.DENIED
+    assert story.workflow.click(click(request_id, SECOND)) is Reason.ALREADY_DECIDED
+    story.go_on(request_id, for_s=5)
+    assert story.exchange.sent == []
+    assert story.slack.verdicts == [State.DENIED]
+
+
+def test_the_approval_of_somebody_who_was_taken_off_does_not_count(story: Story) -> None:
+    """The lists are asked again when the last approval comes, for everybody who approved before."""
+    story.policy = replace(story.policy, approvals_required=2)
+    request_id = story.ask(requester=STRANGER)
+    story.go_on(request_id, for_s=1)
+    assert story.workflow.click(click(request_id, APPROVER)) is None
+    story.policy = replace(story.policy, approvers=frozenset({SECOND.id, REQUESTER.id}))
+    assert story.workflow.click(click(request_id, SECOND)) is None
+    request = story.request(request_id)
+    assert (request.state, request.not_counted) == (State.PENDING, (APPROVER.id,))
+    assert [each.actor for each in request.counted()] == [SECOND]
+    details = story.details(request_id, "approval.recorded")
+    assert (details["approvals"], details["not_counted"]) == ([SECOND.id], [APPROVER.id])
+    assert story.workflow.click(click(request_id, APPROVER)) is Reason.NOT_AN_APPROVER
+    assert story.workflow.click(click(request_id, REQUESTER)) is None
+    assert story.state(request_id) is State.APPROVED
+    assert story.details(request_id, "request.approved")["approvals"] == [SECOND.id, REQUESTER.id]
+
+
+def test_approvals_that_have_come_to_be_enough_take_effect_at_a_click(story: Story) -> None:
+    """Who is put back on the list counts again; their second click says so, and is no second approval."""
+    story.policy = replace(story.policy, approvals_required=2)
+    request_id = story.asked()
+    everybody = story.policy
+    assert story.workflow.click(click(request_id, APPROVER)) is None
+    story.policy = replace(everybody, approvers=frozenset({SECOND.id}))
+    assert story.workflow.click(click(request_id, SECOND)) is None
+    assert story.state(request_id) is State.PENDING
+    story.policy = everybody
+    assert story.workflow.click(click(request_id, APPROVER)) is None
+    request = story.request(request_id)
+    assert (request.state, request.not_counted, len(request.decisions)) == (State.APPROVED, (), 2)
+
+
+def test_one_of_two_expires_like_none(story: Story) -> None:
+    """An approval does not lengthen the time, and half of what is needed sends nothing."""
+    story.policy = replace(story.policy, approvals_required=2)
+    request_id = story.asked()
+    story.go_on(request_id, for_s=1700)
+    assert story.workflow.click(click(request_id, APPROVER)) is None
+    story.go_on(request_id, for_s=110)
+    assert story.state(request_id) is State.EXPIRED
+    assert story.workflow.click(click(request_id, SECOND)) is Reason.EXPIRED
+    assert story.exchange.sent == []
+
+
+def test_what_a_request_needs_is_frozen_when_it_is_opened(story: Story) -> None:
+    """The card has said two; a restart with other rules must not make it one, nor the order shrinking."""
+    story.policy = replace(story.policy, tiers=parse_tiers("KRW-*:50000000=2"))
+    request_id = story.asked()
+    details = story.details(request_id, "request.opened")
+    assert (details["approvals_required"], details["approval_rule"]) == (2, "KRW-*:50000000=2")
+    assert Decimal(details["remaining_value"]) == 95_000_000
+    story.policy = replace(story.policy, tiers=())
+    assert story.workflow.click(click(request_id, APPROVER)) is None
+    request = story.request(request_id)
+    assert (request.state, request.approvals_required) == (State.PENDING, 2)
+    assert str(request.approval_rule) == "KRW-*:50000000=2"
 
 
 # --- Sending and finding out ------------------------------------------------------------------------------------

@@ -114,6 +114,8 @@ cancel_requests = Table(
     Column("said_state", String(20)),
     Column("response_url", Text),
     Column("refresh_at", UtcTime, nullable=False, server_default=text("'1970-01-01T00:00:00.000000Z'")),
+    Column("approval_rule", Text),
+    Column("not_counted", Text, nullable=False, server_default=""),
     UniqueConstraint("trigger_id"),
     Index(
         "uq_cancel_requests_open_order",

@@ -40,6 +40,7 @@ from bot.domain.cancel_request import (
 )
 from bot.domain.errors import Overtaken
 from bot.domain.order import Order, dump_order, load_order
+from bot.domain.tiers import Tier, parse_tier
 from bot.workflow import NOTICE_LIFETIME, RESPONSE_URL_LIFETIME, Command, Lane, Lease, Notice, NoticeKind, Watched
 
 log = logging.getLogger(__name__)
@@ -631,7 +632,7 @@ def _select_request(connection: Connection, request_id: int, *, lock: bool = Fal
     return _from_row(row, tuple(_decision(decision) for decision in made))
 
 
-_TEXT_LISTS: Final = {"approvers"}
+_TEXT_LISTS: Final = {"approvers", "not_counted"}
 _ORDERS: Final = {"order", "order_now"}
 
 
@@ -643,7 +644,13 @@ def _to_sql(changes: Mapping[str, Any]) -> dict[str, Any]:
 def _value_to_sql(name: str, value: Any) -> Any:
     if name in _ORDERS and isinstance(value, Order):
         return dump_order(value)
+    if isinstance(value, Tier):
+        return str(value)
     return ",".join(value) if name in _TEXT_LISTS else value
+
+
+def _text_list(text: str) -> tuple[str, ...]:
+    return tuple(text.split(",")) if text else ()
 
 
 def _decision(row: RowMapping) -> Decision:
@@ -658,7 +665,7 @@ _SAME_NAME: Final = tuple(
     name
     for name in CancelRequest.__dataclass_fields__
     if name in cancel_requests.c
-    and name not in {"state", "order", "order_now", "approvers", "said_state", "canceled_by", "settled_verdict"}
+    and name not in {*_ORDERS, *_TEXT_LISTS, "state", "approval_rule", "said_state", "canceled_by", "settled_verdict"}
 )
 
 
@@ -670,7 +677,9 @@ def _from_row(row: RowMapping, made: tuple[Decision, ...]) -> CancelRequest:
         requester=Actor(id=row["requester_id"], name=row["requester_name"], team_id=row["team_id"]),
         order=load_order(row["order"]) if row["order"] else None,
         order_now=load_order(row["order_now"]) if row["order_now"] else None,
-        approvers=tuple(row["approvers"].split(",")) if row["approvers"] else (),
+        approval_rule=parse_tier(row["approval_rule"]) if row["approval_rule"] else None,
+        approvers=_text_list(row["approvers"]),
+        not_counted=_text_list(row["not_counted"]),
         said_state=State(row["said_state"]) if row["said_state"] else None,
         canceled_by=CanceledBy(row["canceled_by"]) if row["canceled_by"] else None,
         settled_verdict=Verdict(row["settled_verdict"]) if row["settled_verdict"] else None,

@@ -43,6 +43,7 @@ class Action(StrEnum):
     OUTCOME_SETTLED = "outcome.settled"  #: unresolved -> settled
 
     COMMAND_REFUSED = "command.refused"  #: moves nothing
+    APPROVAL_RECORDED = "approval.recorded"  #: moves nothing
     APPROVAL_REFUSED = "approval.refused"  #: moves nothing
     ORDER_CHANGED = "order.changed"  #: moves nothing
     ORDER_UNSEEN = "order.unseen"  #: moves nothing
@@ -81,6 +82,7 @@ class Reason(StrEnum):
     EXCHANGE_UNREACHABLE = "exchange_unreachable"
     CANNOT_POST = "cannot_post"
     NOBODY_CAN_APPROVE = "nobody_can_approve"
+    TOO_FEW_APPROVERS = "too_few_approvers"
 
     # A click that does not count
     NOT_AN_APPROVER = "not_an_approver"
@@ -89,6 +91,7 @@ class Reason(StrEnum):
     UNKNOWN_REQUEST = "unknown_request"
     UNKNOWN_BUTTON = "unknown_button"
     NOT_YET_PENDING = "not_yet_pending"
+    ALREADY_APPROVED = "already_approved"  # by the same person
     ALREADY_DECIDED = "already_decided"
     EXPIRED = "expired"
 

@@ -21,6 +21,7 @@ from typing import Final
 from bot.domain.audit import Action, Actor, Reason
 from bot.domain.errors import IllegalTransition
 from bot.domain.order import Order
+from bot.domain.tiers import Tier
 
 
 class State(StrEnum):
@@ -121,11 +122,13 @@ class CancelRequest:
     # Frozen when the request is opened
     order: Order | None = None  #: the order as approvers were shown it
     approvals_required: int = 1
+    approval_rule: Tier | None = None  #: the rule that asks for so many; None where `APPROVALS_REQUIRED` does
     approvers: tuple[str, ...] = ()  #: ids of those who may approve
     opened_at: datetime | None = None
     expires_at: datetime | None = None
 
     decisions: tuple[Decision, ...] = ()
+    not_counted: tuple[str, ...] = ()  #: ids of those whose approval did not count when the latest one came
     approved_at: datetime | None = None
     send_before: datetime | None = None  #: a DELETE that has not surely left by then is not sent any more
 
@@ -178,6 +181,13 @@ class CancelRequest:
 
     def decided(self, kind: DecisionKind) -> tuple[Decision, ...]:
         return tuple(decision for decision in self.decisions if decision.kind is kind)
+
+    def counted(self) -> tuple[Decision, ...]:
+        """The approvals that counted when the latest one came."""
+        return tuple(each for each in self.decided(DecisionKind.APPROVE) if each.actor.id not in self.not_counted)
+
+    def has_approved(self, person_id: str) -> bool:
+        return any(each.actor.id == person_id for each in self.decided(DecisionKind.APPROVE))
 
     def whose_cancel(self) -> CanceledBy:
         """Whose cancel it was, now that the exchange shows the order canceled.

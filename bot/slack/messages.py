@@ -26,6 +26,7 @@ from bot.domain.cancel_request import (
     Verdict,
 )
 from bot.domain.order import Order, OrderState
+from bot.domain.tiers import remaining_value
 
 ACTION_APPROVE: Final = "approve"
 ACTION_DENY: Final = "deny"
@@ -353,13 +354,18 @@ def _who_may(request: CancelRequest) -> str:
     return f"It needs {_approvals(request.approvals_required)} of: {_people(request.approvers)}."
 
 
+def _already_approved(request: CancelRequest) -> str:
+    number = f"request #{request.id}"
+    if request.state is not State.PENDING:
+        return f"You had already approved {number}, and one person counts once. Now: {_STATE_WORDS[request.state]}."
+    return (
+        f"You have already approved {number}, and one person counts once: it has {_count(request)} approvals. You need "
+        "do nothing; it waits for others. You may still deny it."
+    )
+
+
 def _already_decided(request: CancelRequest) -> str:
     number = f"request #{request.id}"
-    if request.state is State.PENDING:
-        return (
-            f"Your decision on {number} is already counted: {_count(request)}. You need do nothing; it waits for "
-            "others."
-        )
     if request.state is State.DENIED:
         return (
             f"{number.capitalize()} was already {_decided_by(request, DecisionKind.DENY)}. Your click changed nothing."
@@ -382,6 +388,7 @@ _CLICK_REFUSALS: Final[Mapping[Reason, Callable[[CancelRequest], str]]] = {
     Reason.UNKNOWN_BUTTON: lambda _request: unknown_button(),
     Reason.NOT_YET_PENDING: _not_yet_pending,
     Reason.EXPIRED: _expired_before_click,
+    Reason.ALREADY_APPROVED: _already_approved,
     Reason.ALREADY_DECIDED: _already_decided,
 }
 
@@ -494,6 +501,8 @@ def _approval_lines(request: CancelRequest, *, is_new: bool) -> list[str]:
         count = len(request.approvers)
         named = f"{count} approver" + ("s" if count != 1 else "") if is_new else _people(request.approvers)
         lines.append(f"*Approvals:* {_count(request)}, from any of {named or 'nobody'}")
+        if rule := _rule(request):
+            lines.append(f"*Needs {_approvals(request.approvals_required)}:* {rule}")
         if request.expires_at:
             lines.append(f"*Expires:* {when(request.expires_at)}")
     if decided := _decisions(request):
@@ -502,21 +511,43 @@ def _approval_lines(request: CancelRequest, *, is_new: bool) -> list[str]:
 
 
 def _count(request: CancelRequest) -> str:
-    return f"{len(request.decided(DecisionKind.APPROVE))} of {request.approvals_required}"
+    return f"{len(request.counted())} of {request.approvals_required}"
+
+
+def _rule(request: CancelRequest) -> str:
+    """Why this order needs so many approvals; empty where every order needs as many."""
+    rule = request.approval_rule
+    if rule is None or (rule.market == "*" and rule.side is None):
+        return ""
+    orders = {"ask": "sells", "bid": "buys"}.get(rule.side or "", "orders")
+    where = f" on {word(rule.market)}" if rule.market != "*" else ""
+    if rule.over is None:
+        return f"for {orders}{where}"
+    order = request.order or request.order_now
+    value = remaining_value(order) if order else None
+    worth = (
+        "what this one is worth is not known, so it counts as over that"
+        if value is None
+        else f"what remains of this one is worth {amount(value, rule.quote_currency)}"
+    )
+    return f"over {amount(rule.over, rule.quote_currency)}, for {orders}{where}; {worth}"
 
 
 def _decisions(request: CancelRequest) -> str:
-    return _listed(_decision(decision) for decision in request.decisions)
+    return _listed(_decision(decision, request) for decision in request.decisions)
 
 
 def _decided_by(request: CancelRequest, kind: DecisionKind) -> str:
     """`approved by @a <time>, by @b <time>`; empty if nobody did."""
-    told = [f"by {mention(each.actor.id)} {when(each.decided_at)}" for each in request.decided(kind)]
+    decided = request.counted() if kind is DecisionKind.APPROVE else request.decided(kind)
+    told = [f"by {mention(each.actor.id)} {when(each.decided_at)}" for each in decided]
     return f"{_KIND_WORDS[kind]} {_listed(told)}" if told else ""
 
 
-def _decision(decision: Decision) -> str:
-    return f"{_KIND_WORDS[decision.kind]} by {mention(decision.actor.id)} {when(decision.decided_at)}"
+def _decision(decision: Decision, request: CancelRequest) -> str:
+    told = f"{_KIND_WORDS[decision.kind]} by {mention(decision.actor.id)} {when(decision.decided_at)}"
+    is_void = decision.kind is DecisionKind.APPROVE and decision.actor.id in request.not_counted
+    return f"{told} (does not count: may no longer approve)" if is_void else told
 
 
 _KIND_WORDS: Final = {
@@ -555,7 +586,7 @@ def _confirmation(order: Order | None) -> str:
         what = f"the remaining {amount(order.remaining_volume, order.base_currency)}"
     elif order.volume is not None:
         what = f"what remains of {amount(order.volume, order.base_currency)}"
-    elif order.price is not None and _price_is_total(order):
+    elif order.price is not None and order.price_is_total:
         what = f"what remains of the total of {amount(order.price, order.quote_currency)}"
     else:
         what = "what remains of the order"
@@ -563,7 +594,7 @@ def _confirmation(order: Order | None) -> str:
 
 
 def _what_buttons_do(request: CancelRequest) -> str:
-    missing = request.approvals_required - len(request.decided(DecisionKind.APPROVE))
+    missing = request.approvals_required - len(request.counted())
     approve = "sends the cancel to Upbit" if missing <= 1 else "counts as one approval"
     return (
         f"*Approve* asks once more, then {approve}. *Deny* ends the request at once; nothing is sent. *Withdraw* does "
@@ -870,14 +901,25 @@ def _why_refused(request: CancelRequest, channel_id: str) -> str:
             return _cannot_post(channel_id, cause)
         case Reason.NOBODY_CAN_APPROVE:
             return (
-                f"It needs {_approvals(request.approvals_required)}, and fewer people than that may approve what you "
-                "ask for. Ask whoever runs this bot to add approvers (`APPROVERS`)."
+                f"It needs {_approvals(request.approvals_required)}, and nobody may approve what you ask for. "
+                "Ask whoever runs this bot to add approvers (`APPROVERS`)."
             )
+        case Reason.TOO_FEW_APPROVERS:
+            return _too_few_approvers(request)
         case Reason() if reason in _REFUSALS:
             return _REFUSALS[reason].format(uuid=literal(request.order_uuid), again=_typed_command(request))
         case _:
             meaning, step = _meaning_of(cause)
             return f"Upbit would not show the order: {meaning} {step}"
+
+
+def _too_few_approvers(request: CancelRequest) -> str:
+    rule = _rule(request)
+    needs = f"{_approvals(request.approvals_required)}{f' ({rule})' if rule else ''}"
+    count = len(request.approvers)
+    there = f"only {count} {'person' if count == 1 else 'people'} may approve what you ask for"
+    who = f": {_people(request.approvers)}" if request.approvers else ""
+    return f"It needs {needs}, and {there}{who}. Ask whoever runs this bot to add approvers (`APPROVERS`)."
 
 
 _REFUSALS: Final[Mapping[Reason, str]] = {
@@ -973,13 +1015,8 @@ def _facts(order: Order) -> list[tuple[str, str, str]]:
     ]
 
 
-def _price_is_total(order: Order) -> bool:
-    """Whether `price` is what is to be spent in all, as it is for buys that name no volume."""
-    return order.side == "bid" and order.ord_type in {"price", "best"}
-
-
 def _price_label(order: Order) -> str:
-    return "Total to spend" if _price_is_total(order) else "Price"
+    return "Total to spend" if order.price_is_total else "Price"
 
 
 def _side(order: Order) -> str:

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from bot.database.audit_log import AuditLog, Filter
 from bot.database.schema import cancel_requests, decisions
 from bot.domain.audit import Action
-from bot.domain.cancel_request import ENDED_STATES, TRANSITIONS, VERDICT_STATES, State
+from bot.domain.cancel_request import ENDED_STATES, TRANSITIONS, VERDICT_STATES, DecisionKind, State
 from bot.playground.demo import DESK
 from bot.playground.exchange import Delete
 from bot.playground.slack_records import Message
@@ -54,7 +54,8 @@ class _Judgement:
         self._may_wait = may_wait
         with here.database.read() as connection:
             self._rows = {row.id: row for row in connection.execute(select(cancel_requests))}
-            self._decisions = Counter(connection.execute(select(decisions.c.request_id)).scalars())
+            approvals = select(decisions.c.request_id).where(decisions.c.kind == DecisionKind.APPROVE.value)
+            self._approvals = Counter(connection.execute(approvals).scalars())
         self._audit = AuditLog(here.database)
         self._story: dict[int, list[dict[str, Any]]] = defaultdict(list)
         events: list[Any] = [*self._audit.list(Filter(), limit=MAX_EVENTS, newest_first=False)]
@@ -105,7 +106,7 @@ class _Judgement:
 
     def _judge_decision(self, row: Any) -> None:
         decided = [event for event in self._story[row.id] if event["action"] in ANSWERS.values()]
-        if len(decided) > 1 or self._decisions[row.id] > row.approvals_required:
+        if len(decided) > 1 or self._approvals[row.id] > row.approvals_required:
             self._figures.double.append(f"request {row.id} was decided {len(decided)} times\n{self._told(row.id)}")
         for event in decided:
             may = {row.requester_id} if event["action"] == ANSWERS["withdraw"] else {person.id for person in APPROVERS}

@@ -935,11 +935,8 @@ class Histories(RuleBasedStateMachine):
         stage = self.stage
         pressed = stage.click(story, actor, kind, copy_)
         counts = story.counts(pressed, stage.now)
-        decided_before = (actor.id, kind) in story.decided
         for refusal in self._play(replica, lambda bot: bot.click(pressed), strike=strike):
-            # In doubt about a commit, who has decided so before is told that it counts.
-            is_right = (refusal is None) == counts or (stage.is_struck and decided_before)
-            assert is_right, f"{actor.name} {kind} {story}: {refusal}"
+            assert (refusal is None) == counts, f"{actor.name} {kind} {story}: {refusal}"
             assert story.decided or not counts, f"{story} has lost a decision that was acknowledged"
 
     @precondition(lambda self: self._in(State.PENDING))

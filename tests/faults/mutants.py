@@ -33,6 +33,7 @@ class Mutant:
 WORKFLOW: Final = "bot/workflow.py"
 STORE: Final = "bot/database/store.py"
 LISTENERS: Final = "bot/slack/listeners.py"
+TIERS: Final = "bot/domain/tiers.py"
 
 MUTANTS: Final = (
     Mutant(
@@ -144,6 +145,41 @@ MUTANTS: Final = (
         right="if actor.id == request.requester.id and not self.self_approval:",
         wrong="if actor.id == request.requester.id and self.self_approval:",
         tests="tests/test_domain.py tests/test_workflow.py",
+    ),
+    Mutant(
+        name="one person counts twice",
+        file=WORKFLOW,
+        right="        if self._policy.is_enough(request):\n",
+        wrong="        if request.has_approved(click.actor.id):\n",
+        tests="tests/test_workflow.py",
+    ),
+    Mutant(
+        name="earlier approvals not asked again at the last one",
+        file="bot/domain/approval.py",
+        right="            if self._decision_bar(request, each.actor) is None and",
+        wrong="            if",
+        tests="tests/test_domain.py tests/test_workflow.py",
+    ),
+    Mutant(
+        name="a second click of one person is an approval",
+        file="bot/domain/approval.py",
+        right="is_repeated = request.has_approved(actor.id) and not self.is_enough(request)",
+        wrong="is_repeated = False",
+        tests="tests/test_domain.py tests/test_workflow.py",
+    ),
+    Mutant(
+        name="what is not known counts as small",
+        file=TIERS,
+        right="return self.over is None or value is None or value > self.over",
+        wrong="return self.over is None or (value is not None and value > self.over)",
+        tests="tests/test_tiers.py",
+    ),
+    Mutant(
+        name="coins taken for money",
+        file=TIERS,
+        right='        return locked if order.side == "bid" else None\n',
+        wrong="        return locked\n",
+        tests="tests/test_tiers.py",
     ),
     Mutant(
         name="ack before commit",

@@ -41,8 +41,14 @@ WORDS_OF_WRONG: Final = (
     "nobody had seen the order open",
     "it sent a DELETE",
 )
-WORDS_OF_LOST: Final = ("it never ended", "an approval was forgotten", "is gone")
-WORDS_OF_DOUBLE: Final = ("two decisions", "a DELETE without its cancel.sent", "a DELETE was sent twice")
+WORDS_OF_LOST: Final = ("it never ended", "an approval was forgotten", "an approval was lost", "is gone")
+WORDS_OF_DOUBLE: Final = (
+    "two decisions",
+    "somebody approved twice",
+    "number of approvals",
+    "a DELETE without its cancel.sent",
+    "a DELETE was sent twice",
+)
 
 
 @dataclass(kw_only=True)
