@@ -75,6 +75,9 @@ SEND_GAP_S: Final = 15.0
 SHORT_HOLD_S: Final = 1.0
 """What a rate limit holds back for no longer than this is not even taken up meanwhile."""
 
+LONGEST_HOLD_S: Final = 5.0
+"""But not for ever: where the limit lasts, its own time-outs must go on."""
+
 MAX_SENDS: Final = 3
 """DELETEs of one request whose answers were lost."""
 SEND_GRACE_S: Final = 5.0
@@ -406,6 +409,7 @@ class CancelWorkflow:
         self._monotonic = monotonic
         # Leases of steps that the database has ended: nobody works under them, so they need not run out first.
         self._kept: dict[tuple[int, Lane], Lease] = {}
+        self._held_since: dict[int, float] = {}
 
     # What people ask for
 
@@ -613,7 +617,13 @@ class CancelWorkflow:
         if request is None or request.state is State.PENDING or request.state in ENDED_STATES:
             return None
         held_s = self._exchange.hold_s("DELETE" if request.state is State.APPROVED else "GET")
-        return held_s if 0 < held_s <= SHORT_HOLD_S else None
+        now_s = self._monotonic()
+        if len(self._held_since) >= MAX_KEPT:
+            self._held_since.clear()
+        is_long = now_s - self._held_since.setdefault(request_id, now_s) >= LONGEST_HOLD_S
+        if is_long:
+            del self._held_since[request_id]
+        return held_s if 0 < held_s <= SHORT_HOLD_S and not is_long else None
 
     def _take_steps(self, lease: Lease, request: CancelRequest) -> "Step":
         step = Step(request=request, due_in_s=0.0)

@@ -47,7 +47,17 @@ from bot.domain.audit import Action, Actor, Outcome, Reason
 from bot.domain.cancel_request import CanceledBy, CancelRequest, DecisionKind, State, Verdict
 from bot.domain.errors import IllegalTransition, NothingDone, Overtaken
 from bot.domain.tiers import parse_tier
-from bot.workflow import NOTICE_LIFETIME, RESPONSE_URL_LIFETIME, CommandAnswer, Lane, Lease, Notice, NoticeKind, settle
+from bot.workflow import (
+    LONGEST_HOLD_S,
+    NOTICE_LIFETIME,
+    RESPONSE_URL_LIFETIME,
+    CommandAnswer,
+    Lane,
+    Lease,
+    Notice,
+    NoticeKind,
+    settle,
+)
 
 
 class Stop(Exception):
@@ -499,11 +509,15 @@ def test_what_may_be_sent_goes_first_and_what_was_sent_before_what_is_new(store:
     assert store.due(limit=10).exchange == (approved, sent, new)
 
 
-def test_where_no_looks_go_what_needs_one_is_left_out(store: SqlStore, by_hand: Database) -> None:
-    """For the rest of a second whose looks are used up; cancels and expiries need none."""
-    states = (State.REQUESTED, State.ACCEPTED, State.SENDING, State.UNRESOLVED, State.APPROVED, State.PENDING)
+def test_where_no_looks_go_what_needs_one_is_left_out_for_a_while(
+    store: SqlStore, by_hand: Database, clock: HandClock
+) -> None:
+    """For the rest of a second whose looks are used up. A limit that lasts must not stop the time-outs of requests."""
+    states = (State.REQUESTED, State.ACCEPTED, State.SENDING, State.UNRESOLVED, State.APPROVED)
     ids = {state: in_state(store, by_hand, state) for state in states}
-    assert store.due(limit=10, looks=False).exchange == (ids[State.APPROVED], ids[State.PENDING])
+    assert store.due(limit=10, looks=False).exchange == (ids[State.APPROVED],)
+    clock.advance(LONGEST_HOLD_S)
+    assert set(store.due(limit=10, looks=False).exchange) == set(ids.values())
 
 
 def test_a_pending_request_is_due_at_its_expiry_whatever_the_step_said(store: SqlStore, clock: HandClock) -> None:

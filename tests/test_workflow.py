@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from builders import APPROVER, HOME, REQUESTER, SECOND, STRANGER, HandClock, call, click, command, order, present
+from builders import APPROVER, HOME, REQUESTER, SECOND, START, STRANGER, HandClock, call, click, command, order, present
 
 from bot.database.audit_log import AuditLog, Filter
 from bot.database.engine import Database
@@ -1222,6 +1222,22 @@ def test_what_a_rate_limit_holds_back_is_left_as_it_is(story: Story) -> None:
     assert story.workflow.advance(request_id) == 0.4
     assert story.request(request_id) == before
     assert story.exchange.sent == []
+
+
+def test_a_limit_that_lasts_does_not_stop_the_clock(story: Story) -> None:
+    """With an exchange that answers 429 all the time, who asked must still hear soon that it cannot be read."""
+    request_id = present(story.workflow.command(command(), home_team=HOME).request_id)
+    story.exchange.holds = {"GET": 0.4}
+    story.exchange.looks = [NotSent(cause="rate_limited", call=GET, retry_after_s=0.4)]
+    workflow = story.workflow
+    workflow._monotonic = lambda: float(story.clock.now.timestamp())
+    for _ in range(200):
+        workflow.advance(request_id)
+        story.clock.advance(0.5)
+        if story.state(request_id) is State.REFUSED:
+            break
+    assert story.state(request_id) is State.REFUSED
+    assert story.clock.now - START < timedelta(seconds=70)
 
 
 def test_a_cancel_goes_where_only_looks_are_held_back(story: Story) -> None:

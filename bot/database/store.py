@@ -41,7 +41,17 @@ from bot.domain.cancel_request import (
 from bot.domain.errors import Overtaken
 from bot.domain.order import Order, dump_order, load_order
 from bot.domain.tiers import Tier, parse_tier
-from bot.workflow import NOTICE_LIFETIME, RESPONSE_URL_LIFETIME, Command, Lane, Lease, Notice, NoticeKind, Watched
+from bot.workflow import (
+    LONGEST_HOLD_S,
+    NOTICE_LIFETIME,
+    RESPONSE_URL_LIFETIME,
+    Command,
+    Lane,
+    Lease,
+    Notice,
+    NoticeKind,
+    Watched,
+)
 
 log = logging.getLogger(__name__)
 
@@ -572,10 +582,11 @@ _URGENCY: Final = case(
 
 
 def _needs_no_look(now: datetime) -> ColumnElement[bool]:
-    """A pending request is looked at unless it is over."""
+    """A pending request is looked at unless it is over. What has waited for long goes on all the same."""
     state = cancel_requests.c.state
     is_over = and_(state == State.PENDING.value, cancel_requests.c.expires_at <= now)
-    return or_(state.not_in([*_LOOKING, State.PENDING.value]), is_over)
+    has_waited = cancel_requests.c.next_attempt_at <= now - timedelta(seconds=LONGEST_HOLD_S)
+    return or_(state.not_in([*_LOOKING, State.PENDING.value]), is_over, has_waited)
 
 
 def _is_pending() -> ColumnElement[bool]:
