@@ -241,7 +241,11 @@ def test_a_card_is_posted_where_the_command_was_typed(workspace: SlackWorkspace,
     card = posted(workspace, notifier)
 
     assert card.channel == "C0DESK"
-    assert [(button.action_id, button.value) for button in card.buttons] == [("approve", "42"), ("deny", "42")]
+    assert [(button.action_id, button.value) for button in card.buttons] == [
+        ("approve", "42"),
+        ("deny", "42"),
+        ("withdraw", "42"),
+    ]
     assert card.metadata == {"event_type": "cancel_request", "event_payload": {"request_id": 42}}
     assert card.unfurl_links is False
 
