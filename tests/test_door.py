@@ -185,7 +185,7 @@ def test_a_command_comes_through_with_what_the_listeners_read(
     "beside",
     [
         {},
-        {"enterprise": 10**300, "authorizations": "x", "event": [], "function_data": 1, "message": None, "view": []},
+        {"enterprise": 10**300, "authorizations": "x", "event": [], "function_data": 1, "message": None},
         {"token": "secret", "state": {"values": {}}, "is_enterprise_install": "no"},
     ],
 )
@@ -196,6 +196,47 @@ def test_a_click_comes_through_with_what_the_listeners_read(
     assert server.post(click(**beside)).status == 200
     payload = json.loads(dict(parse_qsl(inner.bodies[0].decode()))["payload"])
     assert payload == CLICK_FIELDS
+
+
+SUBMISSION = {
+    "type": "view_submission",
+    "team": {"id": "T1"},
+    "user": {"id": "U1", "username": "ben", "name": "", "team_id": "T1"},
+    "view": {
+        "id": "V1",
+        "type": "modal",
+        "callback_id": "a form",
+        "private_metadata": "42",
+        "hash": "1.a",
+        "state": {
+            "values": {
+                "why": {"text": {"type": "plain_text_input", "value": "because"}},
+                "which": {"pick": {"type": "static_select", "selected_option": {"value": "7"}}},
+            }
+        },
+    },
+}
+HOME_OPENED = {
+    "type": "event_callback",
+    "team_id": "T1",
+    "event": {"type": "app_home_opened", "user": "U1", "tab": "home"},
+}
+
+
+def test_a_submitted_form_comes_through_with_what_was_filled_in(server: Server, inner: InnerApp) -> None:
+    """What Slack and the form say beside it goes no further."""
+    view = SUBMISSION["view"] | {"blocks": [{"type": 7}], "title": "x", "app_installed_team_id": ["T1"]}  # type: ignore[operator]
+    body = urlencode({"payload": json.dumps(SUBMISSION | {"view": view, "response_urls": "x"})}).encode()
+    assert server.post(body, signed(body)).status == 200
+    assert json.loads(dict(parse_qsl(inner.bodies[0].decode()))["payload"]) == SUBMISSION
+
+
+def test_who_opens_the_home_tab_comes_through(server: Server, inner: InnerApp) -> None:
+    """Of all events, this one has somebody who listens."""
+    event = HOME_OPENED["event"] | {"channel": "D1", "view": {"id": []}}  # type: ignore[operator]
+    body = json.dumps(HOME_OPENED | {"event": event, "authorizations": 1}).encode()
+    assert server.post(body, signed(body, content_type="application/json")).status == 200
+    assert json.loads(inner.bodies[0]) == HOME_OPENED
 
 
 @pytest.mark.parametrize(
@@ -220,7 +261,7 @@ def test_what_bolt_answers_by_itself_comes_through(
 @pytest.mark.parametrize(
     ("body", "content_type"),
     [
-        (b'{"type": "event_callback", "event": "0"}', "application/json"),
+        (b'{"type": "event_callback", "team_id": "T1", "event": {"type": "message"}}', "application/json"),
         (urlencode({"payload": '{"type": "dialog_submission"}'}).encode(), FORM),
         (urlencode({"payload": '{"type": "interactive_message", "callback_id": "approve"}'}).encode(), FORM),
     ],

@@ -61,10 +61,36 @@ class _Container(_Part):
     message_ts: str | None = None
 
 
+class _Option(_Part):
+    value: str
+
+
 class _Action(_Part):
     action_id: str
     block_id: str = ""
     value: str | None = None
+    selected_option: _Option | None = None
+
+
+class _Input(_Part):
+    """What a person filled into one field of a view."""
+
+    type: str
+    value: str | None = None
+    selected_option: _Option | None = None
+
+
+class _State(_Part):
+    values: dict[str, dict[str, _Input]] = {}
+
+
+class _View(_Part):
+    id: Needed
+    type: str
+    callback_id: str = ""
+    private_metadata: str = ""
+    hash: str = ""
+    state: _State = _State()
 
 
 class _BlockActions(_Part):
@@ -74,8 +100,33 @@ class _BlockActions(_Part):
     channel: _Named | None = None
     container: _Container | None = None
     actions: Annotated[list[_Action], Field(min_length=1)]
+    view: _View | None = None
     response_url: str | None = None
     trigger_id: str | None = None
+
+
+class _ViewSubmission(_Part):
+    """https://docs.slack.dev/reference/interaction-payloads/view-interactions-payload."""
+
+    type: Literal["view_submission"]
+    team: _Named | None = None
+    user: _User
+    view: _View
+    trigger_id: str | None = None
+
+
+class _HomeOpened(_Part):
+    """https://docs.slack.dev/reference/events/app_home_opened."""
+
+    type: Literal["app_home_opened"]
+    user: Needed
+    tab: str = ""
+
+
+class _EventCallback(_Part):
+    type: Literal["event_callback"]
+    team_id: Needed
+    event: _HomeOpened
 
 
 class _UrlVerification(_Part):
@@ -85,7 +136,13 @@ class _UrlVerification(_Part):
     challenge: str
 
 
-_KINDS: Final[dict[str, type[_Part]]] = {"block_actions": _BlockActions, "url_verification": _UrlVerification}
+_KINDS: Final[dict[str, type[_Part]]] = {
+    "app_home_opened": _EventCallback,
+    "block_actions": _BlockActions,
+    "url_verification": _UrlVerification,
+    "view_submission": _ViewSubmission,
+}
+"""By the type of the payload, or of the event in it."""
 
 
 def rewritten(body: bytes, content_type: str) -> bytes:
@@ -115,9 +172,16 @@ def rewritten(body: bytes, content_type: str) -> bytes:
 
 
 def _written(payload: Any) -> str:
-    kind = payload.get("type") if isinstance(payload, dict) else None
-    if not isinstance(kind, str) or not _KIND.fullmatch(kind):
-        raise UnreadableError("the body cannot be read")
+    kind = _kind(payload)
+    if kind == "event_callback":
+        kind = _kind(payload.get("event"))
     if kind not in _KINDS:
         raise NothingForUsError(kind)
     return _KINDS[kind].model_validate(payload).model_dump_json(exclude_none=True)
+
+
+def _kind(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str) or not _KIND.fullmatch(kind):
+        raise UnreadableError("the body cannot be read")
+    return kind
