@@ -26,6 +26,7 @@ from bot.domain.order import Order
 from bot.playground.exchange import Exchange, Key, Mood
 from bot.upbit.client import (
     _ATTEMPT,
+    CANCELS_FIRST_S,
     CERTAIN_NAMES,
     MAX_ORDERS,
     Doubt,
@@ -1191,6 +1192,22 @@ def test_after_429_nothing_is_sent_until_the_next_second(exchange: Exchange, *, 
         assert len(exchange.requests) == 1
         clock.now_s += 0.6
         assert isinstance(cancel(client, uuid), Accepted)
+
+
+def test_after_429_a_cancel_goes_before_the_next_look(exchange: Exchange) -> None:
+    """Where looks alone meet the limit, each would hold the cancels back for another second."""
+    clock = Clock()
+    uuid = exchange.place()
+    exchange.set_mood("GET", Mood.RATELIMITED_429)
+    with client_of(exchange.url, monotonic=clock) as client:
+        assert isinstance(client.get_order(uuid), Refused)
+        clock.now_s += 1.0
+        look = client.get_order(uuid)
+        assert isinstance(look, NotSent)
+        assert (look.cause, client.hold_s("DELETE")) == ("reserved", 0)
+        assert isinstance(cancel(client, uuid), Accepted)
+        clock.now_s += CANCELS_FIRST_S
+        assert isinstance(client.get_order(uuid), Refused)
 
 
 def test_a_ban_stops_everything_for_the_time_told() -> None:

@@ -74,6 +74,8 @@ NEXT_SECOND_S: Final = 1.0
 """The limits count per second of Upbit's clock, which is not ours: after a whole second it surely is the next one."""
 RESERVED_FOR_CANCELS: Final = 10
 """Of the calls that Upbit allows in a second, those that looks leave over: many looks must not delay a cancel."""
+CANCELS_FIRST_S: Final = 0.3
+"""For so long after a 429 only cancels go: a look that meets the next 429 must not hold them back for ever."""
 MAX_RATE_LIMIT_S: Final = 60.0
 DEFAULT_BAN_S: Final = 60.0
 MAX_BAN_S: Final = 86_400.0
@@ -789,7 +791,9 @@ class UpbitClient:
         if call.status == BANNED and isinstance(outcome, Refusal):
             self._brake.hold("banned", for_s=outcome.retry_after_s or DEFAULT_BAN_S)
         elif call.status == TOO_MANY_REQUESTS and isinstance(outcome, Refusal):
-            self._brake.hold("rate_limited", for_s=outcome.retry_after_s or NEXT_SECOND_S)
+            hold_s = outcome.retry_after_s or NEXT_SECOND_S
+            self._brake.hold("rate_limited", for_s=hold_s)
+            self._brake.hold("reserved", for_s=hold_s + CANCELS_FIRST_S)
         elif told := re.search(r"\bsec=(\d{1,6})(?!\d)", call.remaining_req or "", re.ASCII):
             left = int(told[1])
             if left < RESERVED_FOR_CANCELS:

@@ -212,7 +212,7 @@ class Case:
         # The market was faster than the lie, or it was not; `truth` tells.
         allowed = {BY_TRUTH.get(truth, self.end[0])}
         if self.when is State.REQUESTED:
-            allowed.add(State.REFUSED)
+            allowed |= {State.REFUSED, State.SUPERSEDED}
         if self.end is LAPSED or (self.end is REJECTED and self.fate in {Fate.FILLED, Fate.CANCELED}):
             allowed.add(self.end[0])
         return end[0] in allowed
