@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, TypeVar
 
 import click
 from rich.console import Console
@@ -17,8 +17,14 @@ from rich.table import Table
 
 from bot.settings import DatabaseSettings, Settings, SettingsError, load_database_settings, load_settings
 
+if TYPE_CHECKING:
+    from bot.database.audit_log import Verification
+    from bot.database.store import SqlStore
+    from bot.domain.witness import Witness
+
 ENV_FILE: Final = Path(".env")
 FOUND_SOMETHING_WRONG: Final = 1
+LONGEST_WITNESS_FILE: Final = 10_000_000
 PIPED_WIDTH: Final = 240
 """A table that goes into a file or another program keeps its uuids in one piece."""
 
@@ -168,15 +174,65 @@ def audit_show(request_id: int, form: str) -> None:
 
 
 @audit.command("verify")
-def audit_verify() -> None:
+@click.option(
+    "--witness",
+    type=click.File(encoding="utf-8"),
+    help="A file with what others saw: an event's number and hash a line.",
+)
+@click.option("--record", is_flag=True, help="Write into the audit that it was verified, and what was found.")
+def audit_verify(*, witness: TextIO | None, record: bool) -> None:
     """Verify the chain of hashes from the first event to the last."""
     from bot.database.audit_log import AuditLog  # noqa: PLC0415
+    from bot.database.store import SqlStore  # noqa: PLC0415
 
-    with _reading() as database:
-        result = AuditLog(database).verify()
+    witnesses = _witnesses(witness) if witness is not None else ()
+    with _reading(read_only=not record) as database:
+        with _progress("verified") as progress:
+            result = AuditLog(database).verify(witnesses, progress=progress)
+        if record:
+            _record_verification(SqlStore(database), result)
     if result.fault is not None:
         _fail(f"the audit does not verify: {result.fault}")
-    out.print(f"{result.events} events verified; the chain ends at {result.head_seq} {result.head_hash}")
+    agreed = f"; {result.witnesses} witnesses agree" if witnesses else ""
+    out.print(f"{result.events} events verified; the chain ends at {result.head_seq} {result.head_hash}{agreed}")
+
+
+def _record_verification(store: "SqlStore", result: "Verification") -> None:
+    from bot.domain.audit import Action, Actor, Outcome  # noqa: PLC0415
+
+    with store.transaction() as tx:
+        tx.record(
+            Action.AUDIT_VERIFIED,
+            actor=Actor(id=f"cli:{_login()}"),
+            outcome=Outcome.OK if result.fault is None else Outcome.FAILED,
+            details={
+                "events": result.events,
+                "head": f"{result.head_seq} {result.head_hash}",
+                "witnesses": result.witnesses,
+                "fault": result.fault,
+            },
+        )
+
+
+def _witnesses(file: TextIO) -> "tuple[Witness, ...]":
+    from bot.domain.witness import parse_witnesses  # noqa: PLC0415
+
+    try:
+        return parse_witnesses(file.read(LONGEST_WITNESS_FILE))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--witness") from None
+
+
+@contextmanager
+def _progress(done: str) -> Iterator[Callable[[int], None]]:
+    """Shows how many events have been read, where somebody looks on."""
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.completed} events " + done), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda events: progress.update(task, completed=events)
 
 
 @main.command()

@@ -15,7 +15,7 @@ from bot.database.audit_log import READ_ROWS, AuditLog, Chain, Filter
 from bot.database.engine import Database
 from bot.database.migration import migrate
 from bot.database.store import SqlStore
-from bot.domain.audit import GENESIS_HASH, Action, Actor, AuditEvent, Json, Outcome, chain_hash
+from bot.domain.audit import GENESIS_HASH, Action, Actor, AuditEvent, Json, Outcome, canonical, chain_hash
 from bot.domain.errors import NothingDone
 
 EVENTS = 5
@@ -305,7 +305,7 @@ def test_an_event_is_not_put_in_between_unseen(filled: Database) -> None:
 def test_an_event_is_not_put_at_the_end_unseen(filled: Database) -> None:
     """With a fitting hash, but without the head."""
     last = stored(filled)[-1]
-    entry = json.dumps({**json.loads(last["entry"]), "seq": 6}, sort_keys=True, separators=(",", ":"))
+    entry = canonical({**json.loads(last["entry"]), "seq": 6})
     copied = "occurred_at, action, outcome, actor, actor_name, actor_team, reason, details"
     tamper(
         filled,

@@ -413,6 +413,54 @@ def test_a_damaged_chain_exits_1_and_says_where(damage: str, fault: str, databas
     assert result.stdout == ""
 
 
+def test_a_witness_is_asked_too(database: Database, tmp_path: Path) -> None:
+    """The summaries in Slack end with one, and whoever owns the database does not own those."""
+    url = address(database)
+    leave_unresolved(SqlStore(database))
+    third, last = (events(bot("audit", "list", "--format", "json", DATABASE_URL=url))[place] for place in (3, 0))
+    file = tmp_path / "witnesses.txt"
+    file.write_text(f"audit #{third['seq']} {third['hash'][:16]}\n{last['seq']} {last['hash']}\n")
+
+    result = bot("audit", "verify", "--witness", str(file), DATABASE_URL=url)
+    assert result.exit_code == 0
+    assert result.output.endswith("; 2 witnesses agree\n")
+
+    file.write_text(f"#{third['seq']} {'0' * 16}\n")
+    result = bot("audit", "verify", "--witness", str(file), DATABASE_URL=url)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "the audit does not verify: event 3 is not the one that its witness saw: the chain was rewritten\n"
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"hash 12\n", b"\xff\xfe"])
+def test_a_file_without_witnesses_is_wrong_usage(database: Database, tmp_path: Path, content: bytes) -> None:
+    """Exit status 0 would say that something was compared."""
+    file = tmp_path / "witnesses.txt"
+    file.write_bytes(content)
+    assert bot("audit", "verify", "--witness", str(file), DATABASE_URL=address(database)).exit_code == 2
+
+
+def test_who_verified_is_recorded_if_asked_for(database: Database) -> None:
+    """An auditor's auditor wants to see that it was done every night, and what was found."""
+    url = address(database)
+    leave_unresolved(SqlStore(database))
+    assert bot("audit", "verify", "--record", DATABASE_URL=url).exit_code == 0
+    recorded = events(bot("audit", "list", "--limit", "1", "--format", "json", DATABASE_URL=url))[0]
+    assert (recorded["action"], recorded["outcome"]) == ("audit.verified", "ok")
+    assert recorded["actor"].startswith("cli:")
+    assert recorded["details"]["events"] == 6
+    assert recorded["details"]["fault"] is None
+
+    disarm(database)
+    with database.write() as connection:
+        connection.execute(text("UPDATE audit_events SET actor = 'U0CARA' WHERE seq = 3"))
+    assert bot("audit", "verify", "--record", DATABASE_URL=url).exit_code == 1
+    recorded = events(bot("audit", "list", "--limit", "1", "--format", "json", DATABASE_URL=url))[0]
+    assert (recorded["seq"], recorded["outcome"]) == (8, "failed")
+    assert "event 3 was altered" in recorded["details"]["fault"]
+
+
 def test_reading_the_audit_writes_nothing(store: SqlStore, url: str) -> None:
     """An auditor's account may be one that can only read."""
     leave_unresolved(store)

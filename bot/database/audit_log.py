@@ -6,13 +6,13 @@ cannot fork. What a chain alone cannot show is a tail that was cut or rewritten 
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, Text, insert, select, type_coerce, update
+from sqlalchemy import Connection, Result, Select, Text, insert, select, type_coerce, update
 
 from bot.database.engine import Database
 from bot.database.schema import UtcTime, audit_events, audit_head
@@ -27,20 +27,28 @@ from bot.domain.audit import (
     columns,
     timestamp,
 )
-
-_AS_STORED: Final = tuple(
-    type_coerce(column, Text).label(column.name) if isinstance(column.type, UtcTime) else column
-    for column in audit_events.columns
-)
-"""The columns for who verifies: on SQLite a time that was tampered with may be no time at all."""
+from bot.domain.witness import Witness
 
 _REPEATED: Final = tuple(
     column.name for column in audit_events.columns if column.name not in {"entry", "prev_hash", "hash"}
 )
 """The columns that the hashed text repeats."""
 
+_AS_STORED: Final = tuple(
+    type_coerce(column, Text).label(column.name) if isinstance(column.type, UtcTime) else column
+    for column in (audit_events.c[name] for name in (*_REPEATED, "entry", "prev_hash", "hash"))
+)
+"""The columns for who verifies: on SQLite a time that was tampered with may be no time at all."""
+
 READ_ROWS: Final = 1000
 """Rows held in memory at a time."""
+
+Progress = Callable[[int], None]
+"""Is told now and then how many events have been read."""
+
+
+def _ignore(_events: int) -> None:
+    """Nobody watches."""
 
 
 class Chain:
@@ -129,6 +137,7 @@ class Verification:
     events: int
     head_seq: int
     head_hash: str
+    witnesses: int = 0  #: that agree with the chain
     fault: str | None = None
 
 
@@ -145,48 +154,83 @@ class AuditLog:
         with self._database.read() as connection:
             return [_to_json(row) for row in connection.execute(query).mappings()]
 
-    def verify(self) -> Verification:
-        """Walk the whole chain: hashes, sequence, and that each column says what the hashed text says."""
-        seq, previous_hash = 0, GENESIS_HASH
+    def verify(self, witnesses: Sequence[Witness] = (), *, progress: Progress = _ignore) -> Verification:
+        """Walk the whole chain: hashes, sequence, and that each column says what the hashed text says.
+
+        Beside it, that each event which a witness has seen is still the one that it saw.
+        """
+        seen = _by_seq(witnesses)
+        seq, previous_hash, agreed = 0, GENESIS_HASH, 0
+
+        def found(fault: str | None) -> Verification:
+            return Verification(events=seq, head_seq=seq, head_hash=previous_hash, witnesses=agreed, fault=fault)
+
         with self._database.read() as connection:
             head = connection.execute(select(audit_head)).one_or_none()
             with _streamed(connection, select(*_AS_STORED).order_by(audit_events.c.seq)) as events:
                 for row in events:
                     fault = _fault(row, expected_seq=seq + 1, previous_hash=previous_hash)
                     if fault is not None:
-                        return Verification(events=seq, head_seq=seq, head_hash=previous_hash, fault=fault)
-                    seq, previous_hash = row["seq"], row["hash"]
+                        return found(fault)
+                    seq, previous_hash = row.seq, row.hash
+                    for begins in seen.pop(seq, ()):
+                        if not previous_hash.startswith(begins):
+                            return found(f"event {seq} is not the one that its witness saw: the chain was rewritten")
+                        agreed += 1
+                    if seq % READ_ROWS == 0:
+                        progress(seq)
         if head is None:
-            fault = "the head of the chain is missing"
-        elif (head.seq, head.hash) != (seq, previous_hash):
-            fault = f"the chain ends at event {seq}, but its head says {head.seq}: events were removed or added"
-        else:
-            fault = None
-        return Verification(events=seq, head_seq=seq, head_hash=previous_hash, fault=fault)
+            return found("the head of the chain is missing")
+        if (head.seq, head.hash) != (seq, previous_hash):
+            return found(f"the chain ends at event {seq}, but its head says {head.seq}: events were removed or added")
+        if seen:
+            return found(f"the chain ends at event {seq}, but event {min(seen)} has a witness: the end was cut off")
+        return found(None)
+
+
+def _by_seq(witnesses: Sequence[Witness]) -> dict[int, set[str]]:
+    seen: dict[int, set[str]] = {}
+    for witness in witnesses:
+        seen.setdefault(witness.seq, set()).add(witness.hash)
+    return seen
 
 
 @contextmanager
-def _streamed(connection: Connection, query: Select[Any]) -> Iterator[Iterable[Any]]:
+def _streamed(connection: Connection, query: Select[Any]) -> Iterator[Result[Any]]:
     with connection.execution_options(yield_per=READ_ROWS).execute(query) as result:
-        yield result.mappings()
+        yield result
 
 
 def _fault(row: Any, *, expected_seq: int, previous_hash: str) -> str | None:
     """What is wrong with this event, or None."""
-    seq = row["seq"]
+    seq = row.seq
     if seq != expected_seq:
         return f"event {expected_seq} is missing: the next one is {seq}"
-    if row["prev_hash"] != previous_hash:
+    if row.prev_hash != previous_hash:
         return f"event {seq} does not follow the event before it: inserted, removed or reordered"
-    if row["hash"] != chain_hash(previous_hash, row["entry"]):
+    if row.hash != chain_hash(previous_hash, row.entry):
         return f"event {seq} was altered: its hash does not fit its text"
-    entry = _object(row["entry"])
+    if row.entry == _entry_of(row):
+        return None
+    entry = _object(row.entry)
     if entry is None:
         return f"event {seq} was altered: its text cannot be read"
-    for name, value in _columns_of(row).items():
+    for name, value in _columns_of(row._asdict()).items():
         if entry.get(name) != value:
             return f"event {seq} was altered: column {name} differs from the hashed text"
-    return None
+    return f"event {seq} was altered: its text is not written as the bot writes it"
+
+
+def _entry_of(row: Any) -> str:
+    """The text that these columns make, where `details` is as the bot wrote it."""
+    repeated = dict(zip(_REPEATED, row, strict=False))
+    details = repeated["details"]
+    occurred_at = repeated["occurred_at"]
+    if not isinstance(occurred_at, str):
+        repeated["occurred_at"] = timestamp(occurred_at)
+    repeated["details"] = ""
+    # Within a text every quote is escaped, so that this stands nowhere else.
+    return canonical(repeated).replace('"details":""', f'"details":{details}', 1)
 
 
 def _columns_of(row: Any) -> dict[str, Json]:

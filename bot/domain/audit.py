@@ -52,6 +52,7 @@ class Action(StrEnum):
     CANCEL_DOUBTED = "cancel.doubted"  #: moves nothing
     CANCEL_ANSWERED_LATE = "cancel.answered_late"  #: moves nothing
     SUMMARY_POSTED = "summary.posted"  #: moves nothing
+    AUDIT_VERIFIED = "audit.verified"  #: moves nothing
 
 
 class Outcome(StrEnum):
@@ -156,9 +157,12 @@ def columns(event: AuditEvent, *, seq: int, occurred_at: datetime) -> dict[str, 
     }
 
 
+_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def canonical(value: Json) -> str:
     """JSON text that is the same for the same value, whoever writes it (RFC 8785 for values without floats)."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def chain_hash(prev_hash: str, entry: str) -> str:
