@@ -659,7 +659,7 @@ class _TornLog:
                 self._start_on_read_only_disk()
             self._here.run_out_leases()
             self._here.restart()
-        if not self._here.drain(timeout_s=DRAINS_WITHIN_S):
+        if not self._here.until(lambda: self._press_again() and self._here.is_at_rest(), timeout_s=DRAINS_WITHIN_S):
             self._figures.faulty.append(f"torn log: never at rest: {Counter(self._here.states().values())}")
         self._judge()
         self._figures.note += f"; {self._lost_events} events were cut off with the log"
@@ -673,6 +673,13 @@ class _TornLog:
                 people.submit(self._here.press, each.id, self._dice.choice(APPROVERS))
             _hold(self._dice.uniform(0.05, 1.0))
             self._here.kill()
+
+    def _press_again(self) -> bool:
+        """What people pressed may not have been taken, or be lost with the log: they see a card that still asks."""
+        for request_id in self._here.ids_in(State.PENDING):
+            if self._here.card_of(request_id) is not None:
+                self._here.press(request_id, self._dice.choice(APPROVERS))
+        return True
 
     def _cut(self, kept: Path) -> None:
         """Cut somewhere between what the main file holds already and the last commit."""

@@ -62,6 +62,8 @@ MAX_TRIES: Final = 5
 PEOPLE: Final = 12
 WRITTEN_WITHIN_S: Final = 10.0
 """From Slack's taking a message to the commit that says so, on a busy machine. A later kill explains no duplicate."""
+TAKEN_WITHIN_S: Final = 2.0
+"""What a process has sent, a busy Slack takes so long after that process was killed."""
 
 ROUTINE_VISITS: Final = {"bookkeeping": 30, "exchange.get_order": 4, "slack.redraw_card": 4}
 """On which visit the second kill may come at points that every round visits often."""
@@ -527,7 +529,7 @@ class _Drama:
     def _is_explained(self, older: Message, newer: Message, lost: Sequence[Call]) -> bool:
         posted_at, again_at = float(older.ts), float(newer.ts)
         killed = any(
-            posted_at <= kill.dead_at and kill.alive_at <= min(again_at, posted_at + WRITTEN_WITHIN_S)
+            posted_at <= kill.dead_at + TAKEN_WITHIN_S and kill.alive_at <= min(again_at, posted_at + WRITTEN_WITHIN_S)
             for kill in self._kills
         )
         unwritten = any(posted_at <= at <= again_at + WRITTEN_WITHIN_S for at in self._put_off())

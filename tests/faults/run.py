@@ -23,7 +23,7 @@ from rich.table import Table
 
 from faults.figures import HEADINGS, Figures, Ground, Kind, row
 
-AT_A_TIME: Final = 3
+AT_A_TIME: Final = 4
 """On two cores: mostly they wait."""
 MOST: Final = 12
 """Kinds of faults that are told while the experiments run."""
