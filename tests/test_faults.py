@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from faults.figures import Ground
+from faults.mutants import MUTANTS, ROOT, Mutant, planted
 from faults.run import EXPERIMENTS, SqliteFiles, play_on
 from postgresql import Postgresql
 
@@ -45,3 +46,19 @@ def test_no_promise_is_broken(name: str, kind: str, tmp_path: Path, request: pyt
     assert not figures.violations, "\n".join(figures.violations)
     assert figures.requests
     assert figures.faults.total()
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
+def test_every_planted_bug_still_finds_its_place(mutant: Mutant) -> None:
+    """`make mutants` takes long and is played seldom: a bug whose place has moved would not be missed until then."""
+    source = (ROOT / mutant.file).read_text(encoding="utf-8")
+    compile(planted(mutant, source), mutant.file, "exec")
+    assert mutant.right != mutant.wrong
+    named = [word for word in mutant.tests.split() if word.startswith("tests/")]
+    assert named, "nothing is asked to notice it"
+    assert all((ROOT / each).is_file() for each in named)
+
+
+def test_planted_bugs_are_told_apart_by_their_names() -> None:
+    """A survivor is reported by its name alone."""
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)

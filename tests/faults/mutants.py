@@ -34,6 +34,7 @@ WORKFLOW: Final = "bot/workflow.py"
 STORE: Final = "bot/database/store.py"
 LISTENERS: Final = "bot/slack/listeners.py"
 TIERS: Final = "bot/domain/tiers.py"
+APPROVAL: Final = "bot/domain/approval.py"
 
 MUTANTS: Final = (
     Mutant(
@@ -120,7 +121,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="no check of the person's workspace",
-        file="bot/domain/approval.py",
+        file=APPROVAL,
         right="        if actor.team_id != request.team_id:\n",
         wrong="        if not actor.id:\n",
         tests="tests/test_domain.py tests/test_workflow.py",
@@ -134,20 +135,20 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="today's allowlist not checked at the decision",
-        file="bot/domain/approval.py",
+        file=APPROVAL,
         right="        if actor.id not in self.approvers:\n",
         wrong="        if actor.id not in {*self.approvers, *request.approvers}:\n",
         tests="tests/test_domain.py tests/test_workflow.py",
     ),
     Mutant(
         name="who asked may approve",
-        file="bot/domain/approval.py",
+        file=APPROVAL,
         right="if actor.id == request.requester.id and not self.self_approval:",
         wrong="if actor.id == request.requester.id and self.self_approval:",
         tests="tests/test_domain.py tests/test_workflow.py",
     ),
     Mutant(
-        name="one person counts twice",
+        name="the first approval is enough",
         file=WORKFLOW,
         right="        if self._policy.is_enough(request):\n",
         wrong="        if request.has_approved(click.actor.id):\n",
@@ -155,17 +156,75 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="earlier approvals not asked again at the last one",
-        file="bot/domain/approval.py",
-        right="            if self._decision_bar(request, each.actor) is None and",
-        wrong="            if",
+        file=APPROVAL,
+        right="            if self._decision_bar(request, each.actor, each.kind) is None\n            and ",
+        wrong="            if ",
         tests="tests/test_domain.py tests/test_workflow.py",
     ),
     Mutant(
         name="a second click of one person is an approval",
-        file="bot/domain/approval.py",
+        file=APPROVAL,
         right="is_repeated = request.has_approved(actor.id) and not self.is_enough(request)",
         wrong="is_repeated = False",
         tests="tests/test_domain.py tests/test_workflow.py",
+    ),
+    Mutant(
+        name="a second approval by the same person counts twice",
+        file=WORKFLOW,
+        right="            return self._refuse_click(tx, click, refusal)\n        if not (",
+        wrong="            if refusal is Reason.ALREADY_APPROVED:\n"
+        "                send_before = tx.now + self._send_within\n"
+        "                tx.move(Action.REQUEST_APPROVED, actor=click.actor, due_in_s=0, send_before=send_before)\n"
+        "                return None\n"
+        "            return self._refuse_click(tx, click, refusal)\n        if not (",
+        tests="tests/test_workflow.py -k approv",
+    ),
+    Mutant(
+        name="who asked is counted among those who could approve",
+        file=APPROVAL,
+        right="        barred = frozenset() if self.self_approval else frozenset({requester.id})\n",
+        wrong="        barred: frozenset[str] = frozenset()\n",
+        tests="tests/test_domain.py tests/test_workflow.py",
+    ),
+    Mutant(
+        name="who asked counts as one of two",
+        file=APPROVAL,
+        right="        return self._approval_bar(request, actor) or (",
+        wrong="        is_second = bool(request.decided(DecisionKind.APPROVE))\n"
+        "        if is_second and actor.id == request.requester.id:\n"
+        "            return None\n"
+        "        return self._approval_bar(request, actor) or (",
+        tests="tests/test_domain.py tests/test_workflow.py",
+    ),
+    Mutant(
+        name="a denial after a first approval is ignored",
+        file=APPROVAL,
+        right="        if kind is not DecisionKind.APPROVE:\n            return None\n",
+        wrong="        if kind is DecisionKind.DENY and request.decided(DecisionKind.APPROVE):\n"
+        "            return Reason.ALREADY_DECIDED\n"
+        "        if kind is not DecisionKind.APPROVE:\n            return None\n",
+        tests="tests/test_domain.py tests/test_workflow.py",
+    ),
+    Mutant(
+        name="what a request needs is not frozen",
+        file=APPROVAL,
+        right="        return len(self.counting(request)) >= request.approvals_required\n",
+        wrong="        order = request.order_now or request.order\n"
+        "        needed = self.requirement(order).approvals if order else request.approvals_required\n"
+        "        return len(self.counting(request)) >= needed\n",
+        tests="tests/test_workflow.py",
+    ),
+    Mutant(
+        name="superseded by what a list says, without a look",
+        file=WORKFLOW,
+        right="        looked = 0\n        for request_id in others[:REFRESH_LOOKS]:\n",
+        wrong="        for each in watched:\n"
+        "            listed = seen.get(each.order_uuid)\n"
+        "            if listed is not None and not listed.is_open:\n"
+        "                with self._store.transaction(each.request_id) as tx:\n"
+        "                    tx.move(Action.REQUEST_SUPERSEDED, order_now=listed, ended_at=tx.now)\n"
+        "        looked = 0\n        for request_id in others[:REFRESH_LOOKS]:\n",
+        tests="tests/test_workflow.py",
     ),
     Mutant(
         name="what is not known counts as small",
@@ -282,11 +341,15 @@ def do_tests_fail(tests: str, mutant: Mutant | None) -> bool:
 
 def _plant(mutant: Mutant, tree: Path) -> None:
     target = tree / mutant.file
-    text = target.read_text(encoding="utf-8")
-    places = text.count(mutant.right)
+    target.write_text(planted(mutant, target.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def planted(mutant: Mutant, source: str) -> str:
+    """The source with the bug in it. Raises LookupError where the code that it changes is not there exactly once."""
+    places = source.count(mutant.right)
     if places != 1:
         raise LookupError(f"{mutant.name}: the code it changes stands {places} times in {mutant.file}")
-    target.write_text(text.replace(mutant.right, mutant.wrong), encoding="utf-8")
+    return source.replace(mutant.right, mutant.wrong)
 
 
 def _fail(tests: str, tree: Path) -> bool:
