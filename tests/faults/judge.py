@@ -40,6 +40,9 @@ NOT_SENT: Final = frozenset({State.REFUSED, State.DENIED, State.WITHDRAWN, State
 CALLS: Final = {("GET", "/v1/order"), ("GET", "/v1/orders/uuids"), ("DELETE", "/v1/order")}
 """All that the bot ever asks of the exchange."""
 ANSWERS: Final = {"approve": "request.approved", "deny": "request.denied", "withdraw": "request.withdrawn"}
+"""What a button does, where it ends the wait for a decision."""
+APPROVALS: Final = {Action.REQUEST_APPROVED.value, Action.APPROVAL_RECORDED.value}
+"""Where somebody's approval is written down: the last one that was needed, or one of those before it."""
 
 
 def judge(here: Stand, figures: Figures, *, may_wait: frozenset[State] = frozenset()) -> None:
@@ -54,8 +57,10 @@ class _Judgement:
         self._may_wait = may_wait
         with here.database.read() as connection:
             self._rows = {row.id: row for row in connection.execute(select(cancel_requests))}
-            approvals = select(decisions.c.request_id).where(decisions.c.kind == DecisionKind.APPROVE.value)
-            self._approvals = Counter(connection.execute(approvals).scalars())
+            approvals = select(decisions).where(decisions.c.kind == DecisionKind.APPROVE.value)
+            self._approvals: dict[int, list[str]] = defaultdict(list)
+            for approval in connection.execute(approvals):
+                self._approvals[approval.request_id].append(approval.actor_id)
         self._audit = AuditLog(here.database)
         self._story: dict[int, list[dict[str, Any]]] = defaultdict(list)
         events: list[Any] = [*self._audit.list(Filter(), limit=MAX_EVENTS, newest_first=False)]
@@ -106,12 +111,30 @@ class _Judgement:
 
     def _judge_decision(self, row: Any) -> None:
         decided = [event for event in self._story[row.id] if event["action"] in ANSWERS.values()]
-        if len(decided) > 1 or self._approvals[row.id] > row.approvals_required:
+        approvals = self._approvals[row.id]
+        if len(decided) > 1 or len(approvals) > row.approvals_required:
             self._figures.double.append(f"request {row.id} was decided {len(decided)} times\n{self._told(row.id)}")
+        self._judge_approvals(row, decided, approvals)
         for event in decided:
             may = {row.requester_id} if event["action"] == ANSWERS["withdraw"] else {person.id for person in APPROVERS}
             if event["actor"] not in may:
                 self._figures.faulty.append(f"request {row.id} was decided by {event['actor']}, who may not")
+
+    def _judge_approvals(self, row: Any, decided: list[dict[str, Any]], approvals: list[str]) -> None:
+        """Each person counts once, who asked never; approved means by as many as it takes, and only then."""
+        voters = [event["actor"] for event in self._story[row.id] if event["action"] in APPROVALS]
+        if len(set(voters)) < len(voters) or row.requester_id in voters or sorted(voters) != sorted(approvals):
+            self._figures.double.append(
+                f"request {row.id} was approved by {voters}, and kept are {approvals}\n{self._told(row.id)}"
+            )
+        counted = [event["details"]["approvals"] for event in decided if event["action"] == ANSWERS["approve"]]
+        if any(len(each) != row.approvals_required or sorted(each) != sorted(voters) for each in counted):
+            self._figures.double.append(
+                f"request {row.id} needs {row.approvals_required} approvals, has those of {voters}, and counted "
+                f"{counted}\n{self._told(row.id)}"
+            )
+        elif not counted and len(voters) >= row.approvals_required:
+            self._figures.lost.append(f"request {row.id} was approved by {voters} in vain\n{self._told(row.id)}")
 
     def _judge_deletes(self, row: Any) -> None:
         announced = self._nonces(row.id)
@@ -179,6 +202,8 @@ class _Judgement:
         """An acknowledged click is a decision of that person or a refusal that is written down."""
         for pressed in self._here.pressed:
             outcomes = {ANSWERS[pressed.action_id], Action.APPROVAL_REFUSED.value}
+            if pressed.action_id == "approve":
+                outcomes |= APPROVALS
             if not any(
                 event["actor"] == pressed.person.id and event["action"] in outcomes
                 for event in self._story[pressed.request_id]

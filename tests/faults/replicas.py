@@ -2,11 +2,14 @@
 
 A load balancer spreads the deliveries at random, and Slack brings each of them one to three times more within ten
 seconds. Four people decide each request at the same instant, some for and some against; now and then two people ask for
-the same order at the same instant. Under this load one replica is stopped with SIGTERM and started again, and others
+the same order at the same instant. A third of the requests need two approvals: there one person approves, and then two
+others do so at the same instant on different replicas, now and then with a fourth who denies, or with the first once
+more. Under this load one replica is stopped with SIGTERM and started again, and others
 stand still for longer than a lease lasts and then go on where they were.
 
-One decision a request, and at most one open request an order; every DELETE is announced; a delivery that comes again
-gets the answer it got; who clicked too late is told privately who was first, and who asked second which request it is.
+One decision a request, of as many different people as it needs, and at most one open request an order; every DELETE is
+announced; a delivery that comes again gets the answer it got; who clicked too late is told privately who was first, and
+who asked second which request it is.
 """
 
 import heapq
@@ -17,15 +20,15 @@ import signal
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from statistics import median
-from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Final, Self, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 from sqlalchemy import select
 
@@ -33,7 +36,7 @@ from bot.database.audit_log import AuditLog, Filter
 from bot.database.schema import cancel_requests, decisions
 from bot.database.store import LEASE
 from bot.domain.audit import Action
-from bot.domain.cancel_request import State
+from bot.domain.cancel_request import DecisionKind, State
 from bot.domain.errors import NothingDone
 from bot.playground.demo import DESK
 from bot.playground.slack_records import Person
@@ -41,6 +44,7 @@ from bot.slack import messages
 from faults.figures import Figures, Ground
 from faults.judge import MAX_EVENTS, judge
 from faults.stand import APPROVERS, REQUESTERS, Asked, Stand, stand
+from faults.tcp_proxy import Address
 
 T = TypeVar("T")
 
@@ -49,6 +53,13 @@ REQUESTS: Final = 250
 AT_A_TIME: Final = 6
 """Requests that people are busy with at once."""
 SAME_ORDER_SHARE: Final = 0.2
+TWO_APPROVALS_EACH: Final = 3
+"""Of so many requests one needs two approvals."""
+ONE_MARKET, TWO_MARKET = "KRW-BTC", "KRW-ETH"
+SETTINGS: Final = {"APPROVAL_TIERS": f"{TWO_MARKET}=2"}
+DENIED_SHARE: Final = 0.25
+AGAIN_SHARE: Final = 0.25
+"""Of the requests that need two approvals: where somebody denies, and where the first one approves again meanwhile."""
 MORE_DELIVERIES: Final = (1, 1, 1, 2, 3)
 REPEATS_WITHIN_S: Final = 10.0
 TRIES: Final = 60
@@ -64,8 +75,12 @@ TOLD_WITHIN_S: Final = LEASE.total_seconds() + 30
 NOTHING_DONE: Final = frozenset({messages.nothing_was_done(), messages.in_doubt(), messages.starting()})
 RECORDED: Final = re.compile(r"Request #(\d+) is recorded")
 STILL_OPEN: Final = re.compile(r"has already asked .*request #(\d+).* is still open")
-TOO_LATE: Final = re.compile(r"Request #(\d+) was already (?:approved|denied) by @(\w+)")
-CLICK_ENDS: Final = frozenset({Action.REQUEST_APPROVED, Action.REQUEST_DENIED, Action.APPROVAL_REFUSED})
+TOO_LATE: Final = re.compile(r"Request #(\d+) was already (?:approved|denied) (.*?)\. Your click changed nothing")
+COUNTED_ALREADY: Final = re.compile(r"You (?:have|had) already approved request #(\d+), and one person counts once")
+BY: Final = re.compile(r"by @(\w+)")
+CLICK_ENDS: Final = frozenset(
+    {Action.REQUEST_APPROVED, Action.REQUEST_DENIED, Action.APPROVAL_RECORDED, Action.APPROVAL_REFUSED}
+)
 
 
 def run(ground: Ground) -> Figures:
@@ -77,8 +92,9 @@ def run(ground: Ground) -> Figures:
 
 def _play(ground: Ground, figures: Figures, *, replicas: int) -> str:
     rng = random.Random(f"{ground.seed} {replicas}")
-    with stand(ground, replicas=replicas) as here, _repeated_by_slack(here, rng) as post:
+    with stand(ground, replicas=replicas, settings=SETTINGS) as here, _repeated_by_slack(here, rng) as post:
         people = _People(here, figures, rng, requests=ground.some(REQUESTS, at_least=10))
+        post.first_goes_to = people.replica_of
         stands_still_s = STANDS_STILL_S if ground.scale >= 1 else HICCUP_S
         with ThreadPoolExecutor(1) as fate:
             struck = fate.submit(_strike, people, stands_still_s=stands_still_s)
@@ -93,11 +109,12 @@ def _play(ground: Ground, figures: Figures, *, replicas: int) -> str:
         _expect_one_open_request_an_order(here, figures)
         _expect_same_answers(post, figures)
         waits_s = _expect_late_clicks_answered(people, figures)
+        by_two = _expect_two_different_approvers(here, figures)
         tracebacks = [line for line in here.complaints() if "Traceback" in line]
         figures.expect(not tracebacks, f"the bots complain: {tracebacks[:3]}")
     return (
-        f"{replicas} replicas: {len(waits_s):,} late clicks answered within {median(waits_s or [0]):.1f} s, "
-        f"at most {max(waits_s, default=0):.0f} s"
+        f"{replicas} replicas: {by_two:,} approved by two, {len(waits_s):,} late clicks answered within "
+        f"{median(waits_s or [0]):.1f} s, at most {max(waits_s, default=0):.0f} s"
     )
 
 
@@ -116,12 +133,14 @@ class _Post:
         self._under_way = 0
         self.repeats = 0
         self.closing = False
+        self.first_goes_to: Callable[[bytes], Address | None] = lambda _body: None
+        """Which replica the first delivery of this body is for; None leaves it to the load balancer."""
         self.answers: dict[bytes, list[str]] = defaultdict(list)
         """What each delivery was answered with 200, in order of arrival, by its body."""
 
     def bring(self, headers: dict[str, str], body: bytes) -> tuple[int, str, bytes] | None:
         """Status, content type and body of the answer; None where there was none. It is brought again later."""
-        answer = self._deliver(headers, body)
+        answer = self._deliver(headers, body, self.first_goes_to(body))
         with self._changed:
             for _ in range(self._rng.choice(MORE_DELIVERIES)):
                 self.repeats += 1
@@ -153,12 +172,17 @@ class _Post:
             self.closing = True
             self._changed.notify_all()
 
-    def _deliver(self, headers: dict[str, str], body: bytes) -> tuple[int, str, bytes] | None:
-        connection = HTTPConnection(self._host, self._port, timeout=4)
+    def _deliver(
+        self, headers: dict[str, str], body: bytes, replica: Address | None = None
+    ) -> tuple[int, str, bytes] | None:
+        host, port = replica or (self._host, self._port)
+        connection = HTTPConnection(host, port, timeout=4)
         try:
             connection.request("POST", self._path, body=body, headers=headers)
             response = connection.getresponse()
             answer = response.status, response.headers.get("Content-Type", ""), response.read()
+        except ConnectionRefusedError:
+            return None if replica is None else self._deliver(headers, body)
         except (OSError, HTTPException):
             return None
         finally:
@@ -219,6 +243,45 @@ class _Click:
     at: float
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Plan:
+    """How one order is asked for and decided: who presses what at the same instant, once `first` have approved."""
+
+    asked_by: tuple[Person, ...]
+    market: str
+    first: tuple[Person, ...]
+    then: tuple[tuple[Person, str], ...]
+
+    @classmethod
+    def by_one(cls, rng: random.Random) -> Self:
+        return cls(
+            asked_by=_askers(rng),
+            market=ONE_MARKET,
+            first=(),
+            then=tuple((person, rng.choice(("approve", "deny"))) for person in APPROVERS),
+        )
+
+    @classmethod
+    def by_two(cls, rng: random.Random, *, replicas: int) -> Self:
+        first, second, *others = rng.sample(APPROVERS, len(APPROVERS))
+        elsewhere = [person for person in others if _replica(person, replicas) != _replica(second, replicas)]
+        third = rng.choice(elsewhere)
+        (fourth,) = (person for person in others if person is not third)
+        more = [(fourth, "deny")] if rng.random() < DENIED_SHARE else []
+        more += [(first, "approve")] if rng.random() < AGAIN_SHARE else []
+        then = ((second, "approve"), (third, "approve"), *more)
+        return cls(asked_by=_askers(rng), market=TWO_MARKET, first=(first,), then=then)
+
+
+def _askers(rng: random.Random) -> tuple[Person, ...]:
+    return REQUESTERS if rng.random() < SAME_ORDER_SHARE else REQUESTERS[:1]
+
+
+def _replica(person: Person, replicas: int) -> int:
+    """Where the load balancer brings this person's click, where two must meet on different replicas."""
+    return APPROVERS.index(person) % replicas
+
+
 class _People:
     """They ask, wait for the card and decide, many at a time; where they are told that nothing was done, again."""
 
@@ -228,35 +291,50 @@ class _People:
         self.clicks: list[_Click] = []
         self.begun = threading.Semaphore(0)
         self.requests = requests
+        self._need_two: set[int] = set()
         self._plans = [
-            (rng.random() < SAME_ORDER_SHARE, tuple(rng.choice(("approve", "deny")) for _ in APPROVERS))
-            for _ in range(requests)
+            _Plan.by_one(rng) if number % TWO_APPROVALS_EACH else _Plan.by_two(rng, replicas=len(here.bots))
+            for number in range(requests)
         ]
+
+    def replica_of(self, body: bytes) -> Address | None:
+        """Where the first delivery of a click goes that one of several people makes at once."""
+        if not body.startswith(b"payload="):
+            return None
+        click = json.loads(parse_qs(body.decode())["payload"][0])
+        if int(click["actions"][0]["value"]) not in self._need_two:
+            return None
+        person = next(person for person in APPROVERS if person.id == click["user"]["id"])
+        return self.here.front.upstreams[_replica(person, len(self.here.bots))]
 
     def work(self) -> None:
         with ThreadPoolExecutor(AT_A_TIME) as desks:
-            for each in [desks.submit(self._one, *plan) for plan in self._plans]:
+            for each in [desks.submit(self._one, plan) for plan in self._plans]:
                 each.result()
 
     def decide_the_rest(self) -> bool:
         """Decide what is recorded late: a command that its replica had not answered in time, but goes on with."""
         came_to_rest = self.here.drain(timeout_s=WITHIN_S, may_wait=frozenset({State.PENDING}))
         for request_id in self.here.ids_in(State.PENDING):
-            self._decide(request_id, ("deny",) * len(APPROVERS))
+            self._decide(request_id, [(person, "deny") for person in APPROVERS])
         return came_to_rest
 
-    def _one(self, by_two: bool, decisions_: tuple[str, ...]) -> None:  # noqa: FBT001 - a plan is a pair
+    def _one(self, plan: _Plan) -> None:
         self.begun.release()
-        uuid = self.here.exchange.place()
-        people = REQUESTERS if by_two else REQUESTERS[:1]
-        told = _at_once([(self._ask, (uuid, person)) for person in people])
+        uuid = self.here.exchange.place(market=plan.market)
+        told = _at_once([(self._ask, (uuid, person)) for person in plan.asked_by])
         ids = {request_id for request_id, _ in told if request_id is not None}
         if len(ids) != 1 or None in {request_id for request_id, _ in told}:
-            self.figures.faulty.append(f"{len(people)} people asked for order {uuid} and were told {told}")
+            self.figures.faulty.append(f"{len(plan.asked_by)} people asked for order {uuid} and were told {told}")
         if sum(bool(RECORDED.match(text)) for _, text in told) > 1:
             self.figures.double.append(f"two people were told that their request for order {uuid} is recorded: {told}")
         for request_id in ids:
-            self._decide(request_id, decisions_)
+            if plan.first:
+                self._need_two.add(request_id)
+                self.figures.faults["two last approvals at once"] += 1
+            for person in plan.first:
+                self._approve_first(request_id, person)
+            self._decide(request_id, plan.then)
 
     def _ask(self, uuid: str, who: Person) -> tuple[int | None, str]:
         """The request that the person is told of, and in which words."""
@@ -275,16 +353,34 @@ class _People:
             threading.Event().wait(TRY_AGAIN_AFTER_S)
         return None, text
 
-    def _decide(self, request_id: int, actions: tuple[str, ...]) -> None:
+    def _approve_first(self, request_id: int, who: Person) -> None:
+        """Approve until it is written down."""
+        for _ in range(TRIES):
+            if self._has_card(request_id):
+                self._press(request_id, who, "approve")
+            if _patiently(self._approvers_of, request_id):
+                return
+            threading.Event().wait(TRY_AGAIN_AFTER_S)
+        self.figures.lost.append(f"{who.name} approved request {request_id} again and again, and nothing is kept")
+
+    def _approvers_of(self, request_id: int) -> list[str]:
+        with self.here.database.read() as connection:
+            query = select(decisions.c.actor_id).where(decisions.c.request_id == request_id)
+            return list(connection.execute(query).scalars())
+
+    def _decide(self, request_id: int, presses: Sequence[tuple[Person, str]]) -> None:
         """All press at once; again, where after that nobody has decided."""
         for _ in range(TRIES):
-            if not self.here.until(lambda: _patiently(self.here.card_of, request_id), timeout_s=WITHIN_S):
+            if not self._has_card(request_id):
                 self.figures.lost.append(f"request {request_id} was acknowledged and never got a card")
                 return
-            _at_once([(self._press, (request_id, *press)) for press in zip(APPROVERS, actions, strict=True)])
+            _at_once([(self._press, (request_id, *press)) for press in presses])
             if request_id not in _patiently(self.here.ids_in, State.PENDING):
                 return
             threading.Event().wait(TRY_AGAIN_AFTER_S)
+
+    def _has_card(self, request_id: int) -> bool:
+        return self.here.until(lambda: _patiently(self.here.card_of, request_id), timeout_s=WITHIN_S)
 
     def _press(self, request_id: int, who: Person, action_id: str) -> None:
         at = time.time()
@@ -390,31 +486,77 @@ def _expect_same_answers(post: _Post, figures: Figures) -> None:
         )
 
 
+def _expect_two_different_approvers(here: Stand, figures: Figures) -> int:
+    """How many requests were approved by two. The judge compares each approval with what is kept of it."""
+    approved: Counter[int] = Counter()
+    for event in AuditLog(here.database).list(Filter(action=Action.REQUEST_APPROVED.value), limit=MAX_EVENTS):
+        details, request_id = event["details"], event["request_id"]
+        assert isinstance(details, dict)
+        assert isinstance(request_id, int)
+        counted = details["approvals"]
+        assert isinstance(counted, list)
+        if details["approvals_required"] == 1:
+            continue
+        approved[request_id] += 1
+        if len(counted) != len({str(person_id) for person_id in counted}) or event["actor"] not in counted:
+            figures.double.append(f"request {request_id} was approved by {event['actor']}, and {counted} counted")
+    if approved and approved.most_common(1)[0][1] > 1:
+        figures.double.append(f"request {approved.most_common(1)[0][0]} was approved more than once")
+    figures.expect(approved, "nothing was approved by two")
+    return len(approved)
+
+
 def _expect_late_clicks_answered(people: _People, figures: Figures) -> list[float]:
-    """In how many seconds each was."""
+    """In how many seconds each was. Whose click counted is told nothing more than the card shows."""
     here = people.here
-    with here.database.read() as connection:
-        made = connection.execute(select(decisions.c.request_id, decisions.c.actor_id, decisions.c.actor_name))
-        winners = {row.request_id: row for row in made}
-    told: dict[tuple[str, int, str], list[float]] = defaultdict(list)
+    winners, counted = _winners(here)
+    told: dict[tuple[str, int], list[tuple[float, frozenset[str]]]] = defaultdict(list)
     for person in APPROVERS:
         for at, line in _private_lines(here, person):
             if found := TOO_LATE.match(line):
-                told[person.id, int(found[1]), found[2]].append(at)
+                told[person.id, int(found[1])].append((at, frozenset(BY.findall(found[2]))))
+            elif found := COUNTED_ALREADY.match(line):
+                told[person.id, int(found[1])].append((at, frozenset({person.name})))
     pressed = {(each.request_id, each.person.id) for each in here.pressed}
     waits_s = []
-    for click in people.clicks:
-        winner = winners.get(click.request_id)
-        if winner is None or winner.actor_id == click.person.id or (click.request_id, click.person.id) not in pressed:
+    for (request_id, person_id), clicks in _by_person(people.clicks).items():
+        # Of several clicks of one person some may have counted; which of them is not told.
+        kept = counted[request_id, person_id]
+        if request_id not in winners or (request_id, person_id) not in pressed or len(clicks) <= kept:
             continue
-        lines = [at for at in told[click.person.id, click.request_id, winner.actor_name] if at >= click.at]
+        right = {winners[request_id], *([frozenset({clicks[0].person.name})] if kept else [])}
+        last_at = clicks[0 if kept else -1].at
+        lines = [at for at, names in told[person_id, request_id] if names in right and at >= last_at]
         if lines:
-            waits_s.append(min(lines) - click.at)
+            waits_s.append(min(lines) - last_at)
         else:
             figures.faulty.append(
-                f"{click.person.name} clicked too late on request {click.request_id}, which {winner.actor_name} "
-                "decided, and was not told so"
+                f"{clicks[0].person.name} clicked {len(clicks)} times on request {request_id}, which "
+                f"{sorted(winners[request_id])} decided, and was told {told[person_id, request_id]}"
             )
     late = sum(wait_s > TOLD_WITHIN_S for wait_s in waits_s)
     figures.expect(not late, f"{late} of {len(waits_s)} late clicks were answered after {TOLD_WITHIN_S} s and more")
     return waits_s
+
+
+def _by_person(clicks: Iterable[_Click]) -> dict[tuple[int, str], list[_Click]]:
+    """The clicks of each person on each request, the oldest first."""
+    sorted_out: dict[tuple[int, str], list[_Click]] = defaultdict(list)
+    for click in sorted(clicks, key=lambda click: click.at):
+        sorted_out[click.request_id, click.person.id].append(click)
+    return sorted_out
+
+
+def _winners(here: Stand) -> tuple[dict[int, frozenset[str]], Counter[tuple[int, str]]]:
+    """By request: the names of those who decided it; and how many decisions of each person are kept."""
+    with here.database.read() as connection:
+        states = dict(connection.execute(select(cancel_requests.c.id, cancel_requests.c.state)).tuples())
+        made = connection.execute(select(decisions)).all()
+    winners: dict[int, set[str]] = defaultdict(set)
+    for row in made:
+        if (row.kind == DecisionKind.DENY.value) == (states[row.request_id] == State.DENIED.value):
+            winners[row.request_id].add(row.actor_name)
+    return (
+        {request_id: frozenset(names) for request_id, names in winners.items()},
+        Counter((row.request_id, row.actor_id) for row in made),
+    )
