@@ -10,13 +10,14 @@ on; whoever writes it changes the clock of the running process. PostgreSQL's clo
 the process and SQLite are wrong, unless `"clock_of": "database"` makes just the database's clock wrong, of either kind.
 """
 
+import inspect
 import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,7 +28,7 @@ from sqlalchemy import Connection, event
 
 from bot.app import Neighbours, build_neighbours, configure_logging, run
 from bot.database.engine import Database
-from bot.domain.answer import CancelAnswer, LookAnswer
+from bot.domain.answer import CancelAnswer, LookAnswer, OrdersAnswer
 from bot.domain.audit import Action
 from bot.domain.cancel_request import CancelRequest
 from bot.settings import Settings, load_settings
@@ -38,9 +39,13 @@ from bot.workflow import Notice
 BOOKKEEPING: Final = "bookkeeping"
 """Commits that write no event: leases, where a card is, what somebody is owed."""
 
-COMMITS: Final = (*(f"commit {action.value}" for action in Action), f"commit {BOOKKEEPING}")
+REFRESHING: Final = ("take_refresh", "saw_unchanged", "refresh_again", "wake")
+"""The store's verbs of the refresh. They write no event either, and each has a point of its own."""
+
+COMMITS: Final = tuple(f"commit {what}" for what in (*Action, *REFRESHING, BOOKKEEPING))
 CALLS: Final = (
     "exchange.get_order",
+    "exchange.get_orders",
     "exchange.cancel_order",
     "slack.post_card",
     "slack.redraw_card",
@@ -49,6 +54,9 @@ CALLS: Final = (
 )
 POINTS: Final = tuple(f"{when} {what}" for what in (*COMMITS, *CALLS) for when in ("before", "after"))
 """Where the process can be made to die."""
+
+CALLERS: Final = 4
+"""From the begin of a transaction through `contextlib` to the verb of the store."""
 
 _ACTIONS: Final = frozenset(action.value for action in Action)
 
@@ -122,7 +130,7 @@ class FaultyDatabase(Database):
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        self._writing_now.what = BOOKKEEPING
+        self._writing_now.what = _verb_under_way() or BOOKKEEPING
         with super().write() as connection:
             yield connection
             what = f"commit {self._writing_now.what}"
@@ -136,6 +144,16 @@ class FaultyDatabase(Database):
             self._writing_now.what = next(value for value in values if value in _ACTIONS)
 
 
+def _verb_under_way() -> str | None:
+    """Which verb of the refresh has begun this transaction, if one has."""
+    frame = inspect.currentframe()
+    for _ in range(CALLERS):
+        frame = frame.f_back if frame else None
+        if frame and frame.f_code.co_name in REFRESHING:
+            return frame.f_code.co_name
+    return None
+
+
 class FaultyUpbit(UpbitClient):
     """Calls with a point before and after each."""
 
@@ -144,6 +162,10 @@ class FaultyUpbit(UpbitClient):
     def get_order(self, uuid: str) -> LookAnswer:
         with self.faults.around("exchange.get_order"):
             return super().get_order(uuid)
+
+    def get_orders(self, uuids: Sequence[str]) -> OrdersAnswer:
+        with self.faults.around("exchange.get_orders"):
+            return super().get_orders(uuids)
 
     def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
         with self.faults.around("exchange.cancel_order"):

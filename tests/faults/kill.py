@@ -9,7 +9,10 @@ It must hold that every end is what the exchange's book says, that whatever was 
 Slack is told something twice only where a kill, or an answer that Slack lost, came between Slack's taking it and the
 commit that writes so down.
 
-No kill at the commit of `outcome.settled`: that is the command line's, whose process is another one.
+Some orders need two approvals, and requests that wait are looked at again, with what that may find and how it may fail.
+
+No kill at the commit of `outcome.settled`: that is the command line's, whose process is another one. Any other point
+that was never reached is told as a broken promise of the experiment itself.
 """
 
 import json
@@ -42,7 +45,8 @@ from faults.judge import MAX_EVENTS, SAYS, judge
 from faults.stand import APPROVERS, Stand, stand
 from faults.stand import Pressed as Acknowledged
 
-KILLS_AT_EACH_POINT: Final = 2
+KILLS_AT_POINTS: Final = 110
+"""Each point once, the rest of them at points once more."""
 RANDOM_KILLS: Final = 10
 UNAIDED_KILLS: Final = 16
 """At random moments, in the last rounds: there the leases of the dead run out in real time."""
@@ -52,6 +56,8 @@ MAX_PASSES: Final = 4
 PATIENCE_S: Final = 3.0
 """How long a round waits for its point; longer in each later pass."""
 READY_WITHIN_S: Final = 60.0
+MOVED_AT_ONCE: Final = 3
+"""Orders that have moved where that is what a round is about."""
 CARD_WITHIN_S: Final = 2.0
 LIVES_FOR_S: Final = 0.6
 """A random kill comes within so long."""
@@ -88,15 +94,42 @@ class Past:
     dead_for_s: float  #: how long the bot then lies dead
     mood: Mood | None = None  #: what DELETEs met in the round before
     state: State | None = None  #: where a request had come to
+    fate: str | None = None  #: what became meanwhile of orders that wait for approval
+    looks: tuple[tuple[str, Mood], ...] = ()  #: what looks meet once it lives again
 
 
-PASTS: Final = {
+LIST, LOOK = "GET /v1/orders/uuids", "GET /v1/order"
+REFRESH_IS_DUE_AFTER_S: Final = 31.0
+FILLED, CANCELED, PARTLY = "filled meanwhile", "canceled elsewhere", "partly filled"
+
+
+def _waited(*, fate: str | None = None, **looks: Mood) -> Past:
+    """A request waits for approval, and its order is due to be looked at again."""
+    met = tuple((LIST if name == "listed" else LOOK, mood) for name, mood in looks.items())
+    return Past(dead_for_s=REFRESH_IS_DUE_AFTER_S, state=State.PENDING, fate=fate, looks=met)
+
+
+PASTS: Final[dict[str, Past]] = {
+    Action.REQUEST_SUPERSEDED: _waited(fate=FILLED),
+    Action.ORDER_CHANGED: _waited(fate=PARTLY),
+    Action.ORDER_UNSEEN: _waited(listed=Mood.WRONG_UUID, looked_at=Mood.ORDER_NOT_FOUND_LIE),
+    Action.REFRESH_FAILED: _waited(listed=Mood.HTTP_500),
+    "exchange.get_orders": _waited(),
+    "take_refresh": _waited(),
+    "saw_unchanged": _waited(),
+    "refresh_again": _waited(listed=Mood.RATELIMITED_429),
+    "wake": _waited(fate=PARTLY),
     Action.REQUEST_EXPIRED: Past(dead_for_s=31 * 60),
     Action.REQUEST_LAPSED: Past(dead_for_s=5 * 60 + 1, mood=Mood.RATELIMITED_429, state=State.APPROVED),
     Action.ORDER_OPEN: Past(dead_for_s=7, mood=Mood.DROP_BEFORE, state=State.SENDING),
     Action.OUTCOME_UNRESOLVED: Past(dead_for_s=31, mood=Mood.ACCEPT_NEVER_CANCELS, state=State.ACCEPTED),
     Action.CANCEL_FAILED: Past(dead_for_s=10 * 60 + 1, mood=Mood.ACCEPT_NEVER_CANCELS, state=State.ACCEPTED),
 }
+
+TWO_MARKET: Final = "KRW-ETH"
+SETTINGS: Final = {"APPROVAL_TIERS": f"{TWO_MARKET}=2"}
+TWO_SHARE: Final = 0.25
+"""Of the orders: those that two have to approve."""
 
 CHANCE_MOODS: Final = (
     Mood.DROP_BEFORE,
@@ -131,6 +164,8 @@ class Round:
     mood: Mood | None = None  #: what every DELETE meets
     until: State | None = None  #: the random moment comes once a request is in this state
     dead_for_s: float = 0.0  #: how long it had been dead before
+    fate: str | None = None  #: what became meanwhile of the orders that wait for approval
+    looks: tuple[tuple[str, Mood], ...] = ()  #: what looks meet
     is_aided: bool = True  #: the leases of the dead run out at once
     patience_s: float = PATIENCE_S
 
@@ -164,7 +199,7 @@ def run(ground: Ground) -> Figures:
     dice = random.Random(ground.seed)
     at_points = _at_points(wanted, dice, ground)
     planned = {each.point for each in at_points if each.point is not None}
-    with stand(ground) as here:
+    with stand(ground, settings=SETTINGS) as here:
         drama = _Drama(here, figures)
         drama.kill_first()
         for each in _mixed(at_points, ground, dice):
@@ -196,24 +231,26 @@ def run(ground: Ground) -> Figures:
 def _at_points(wanted: Sequence[str], dice: random.Random, ground: Ground) -> list[Round]:
     """Rounds that end at the points, each with the round that has to go before it."""
     rounds: list[Round] = []
-    left = ground.some(len(wanted) * KILLS_AT_EACH_POINT)
-    for turn in range(KILLS_AT_EACH_POINT):
+    left = ground.some(KILLS_AT_POINTS)
+    turn = 0
+    while left > 0:
         for point in dice.sample(wanted, min(left, len(wanted))):
             most = next((visits for word, visits in ROUTINE_VISITS.items() if point.endswith(word)), 1)
             visit = dice.randint(1, most) if turn else 1
             rounds += _towards(point, visit=visit, seed=f"{ground.seed}/{turn}")
-        left = max(0, left - len(wanted))
+        left -= len(wanted)
+        turn += 1
     return rounds
 
 
 def _towards(point: str, *, visit: int, seed: str, patience_s: float = PATIENCE_S) -> Iterator[Round]:
-    past = next((past for action, past in PASTS.items() if point.endswith(action)), None)
+    past = next((past for what, past in PASTS.items() if point.endswith(what)), None)
     seed = f"{seed}/{point}"
     if past is not None and past.state is not None:
         yield Round(seed=f"{seed}/before", mood=past.mood, until=past.state, patience_s=patience_s)
     mood = next((mood for action, mood in DELETE_MOODS.items() if point.endswith(action)), None)
-    dead_for_s = past.dead_for_s if past is not None else 0.0
-    yield Round(seed=seed, point=point, visit=visit, mood=mood, dead_for_s=dead_for_s, patience_s=patience_s)
+    scene = Round(seed=seed, point=point, visit=visit, mood=mood, patience_s=patience_s)
+    yield scene if past is None else replace(scene, dead_for_s=past.dead_for_s, fate=past.fate, looks=past.looks)
 
 
 def _mixed(rounds: Sequence[Round], ground: Ground, dice: random.Random) -> Iterator[Round]:
@@ -251,7 +288,7 @@ class _Drama:
             self._let_go_by(scene.dead_for_s)
         if scene.is_aided:
             self.here.run_out_leases()
-        self._move_market(dice)
+        self._move_market(scene, dice)
         began_at = time.time()
         with self._moods(scene, dice):
             if self._start(scene):
@@ -355,8 +392,9 @@ class _Drama:
         acts: list[Callable[[], object]] = [partial(self._try, wish) for wish in again]
         for is_decided in (True, True, dice.random() < 0.3):
             who = dice.choice((DANA, CARA, BEN))
-            order = self.here.exchange.place()
-            deciding = self._clicks(scene, dice, requester=who) if is_decided else []
+            by_two = scene.is_about(Action.APPROVAL_RECORDED) or dice.random() < TWO_SHARE
+            order = self.here.exchange.place(market=TWO_MARKET if by_two else "KRW-BTC")
+            deciding = self._clicks(scene, dice, requester=who, by_two=by_two) if is_decided else []
             acts.append(partial(self._ask_and_decide, Wish(who=who, order=order), deciding))
         if scene.is_about(Action.REQUEST_REFUSED, "slack.tell") or dice.random() < 0.15:
             acts.append(partial(self._try, Wish(who=CARA, order=self.here.exchange.place(state="cancel"))))
@@ -364,19 +402,21 @@ class _Drama:
             acts.append(partial(self.here.ask, "my btc order"))
         pending = self.here.ids_in(State.PENDING)
         for request_id in pending[:3]:
-            clicks = self._clicks(scene, dice, requester=None)
+            clicks = self._clicks(scene, dice, requester=None, by_two=dice.random() < 0.5)
             acts += [partial(self._try, replace(click, request_id=request_id)) for click in clicks]
         return acts
 
     @staticmethod
-    def _clicks(scene: Round, dice: random.Random, *, requester: Person | None) -> list[Wish]:
-        """One who may not, one who decides, and one who is as quick as they are."""
+    def _clicks(scene: Round, dice: random.Random, *, requester: Person | None, by_two: bool) -> list[Wish]:
+        """One who may not, one who decides, and one who is as quick as they are, or has to approve, too."""
         deciders = dice.sample([person for person in APPROVERS if person is not requester], 2)
         refused = scene.is_about(Action.APPROVAL_REFUSED) or dice.random() < 0.2
         denies = scene.is_about(Action.REQUEST_DENIED) or dice.random() < 0.15
+        withdraws = scene.is_about(Action.REQUEST_WITHDRAWN) or dice.random() < 0.05
         first = Wish(who=deciders[0], action_id="deny" if denies else "approve", copies=dice.choice((1, 1, 2)))
         own = [Wish(who=requester or DANA)] if refused else []
-        return [*own, first, *([Wish(who=deciders[1])] if dice.random() < 0.2 else [])]
+        back = [Wish(who=requester, action_id="withdraw")] if withdraws and requester is not None else []
+        return [*own, *back, first, *([Wish(who=deciders[1])] if by_two or dice.random() < 0.2 else [])]
 
     def _ask_and_decide(self, wish: Wish, clicks: Sequence[Wish]) -> None:
         self._try(wish)
@@ -423,7 +463,8 @@ class _Drama:
             again, self._again = self._again, []
         decided = {wish.request_id for wish in again}
         left = [request_id for request_id in self.here.ids_in(State.PENDING) if request_id not in decided]
-        wishes = [*again, *(Wish(who=APPROVERS[-1], request_id=request_id) for request_id in left)]
+        # Two of them, as some need two; where one is enough, the other is told so.
+        wishes = [*again, *(Wish(who=who, request_id=request_id) for request_id in left for who in APPROVERS[-2:])]
         with ThreadPoolExecutor(PEOPLE, thread_name_prefix="person") as people:
             list(people.map(self._try, wishes))
 
@@ -452,19 +493,20 @@ class _Drama:
                 .values(leased_until=cancel_requests.c.created_at)
             )
 
-    def _move_market(self, dice: random.Random) -> None:
+    def _move_market(self, scene: Round, dice: random.Random) -> None:
         """Sometimes an order that waits for its approval fills, in part or whole, or is canceled by other means."""
         exchange = self.here.exchange
-        fates: tuple[tuple[str, Callable[[str], None]], ...] = (
-            ("filled meanwhile", exchange.fill),
-            ("canceled elsewhere", exchange.cancel_elsewhere),
-            ("partly filled", partial(exchange.fill, volume="0.004")),
-        )
-        pending = self._orders_in(State.PENDING)
-        if pending and dice.random() < 0.3:
-            name, befall = dice.choice(fates)
-            befall(pending[0])
-            self.figures.faults[name] += 1
+        fates: dict[str, Callable[[str], None]] = {
+            FILLED: exchange.fill,
+            CANCELED: exchange.cancel_elsewhere,
+            PARTLY: partial(exchange.fill, volume="0.004"),
+        }
+        fate = scene.fate or (dice.choice([*fates]) if not scene.looks and dice.random() < 0.3 else None)
+        if fate is None:
+            return
+        for order in self._orders_in(State.PENDING)[: MOVED_AT_ONCE if scene.fate else 1]:
+            fates[fate](order)
+            self.figures.faults[fate] += 1
 
     def _fill_open(self, *states: State) -> None:
         """What the exchange will never cancel, though it accepted it, fills in the end."""
@@ -495,6 +537,7 @@ class _Drama:
             moods.delete = (dice.choice(CHANCE_MOODS), dice.randint(1, 2))
         if dice.random() < chance:
             moods.slack = dice.choice(SLACK_MOODS)
+        moods.looks = scene.looks
         return moods
 
     # What must hold beside what the judge compares
@@ -579,6 +622,7 @@ class _Moods:
     figures: Figures
     delete: tuple[Mood, int | None] | None = None
     slack: tuple[str, str] | None = None
+    looks: tuple[tuple[str, Mood], ...] = ()
     _deletes_before: int = 0
     _is_met: Callable[[], bool] = field(default=lambda: False)
 
@@ -587,6 +631,8 @@ class _Moods:
         if self.delete is not None:
             mood, times = self.delete
             self.here.exchange.set_mood("DELETE", mood, times=times, seconds=SLOW_S)
+        for route, mood in self.looks:
+            self.here.exchange.set_mood(route, mood)
         if self.slack is not None:
             method, name = self.slack
             self._is_met = self.here.slack.set_mood(name, method=method, times=1, delay_s=0.5).met.is_set
@@ -595,6 +641,8 @@ class _Moods:
         self.here.exchange.clear_moods()
         self.here.slack.clear_moods()
         deletes = len(self.here.exchange.deletes()) - self._deletes_before
+        for _route, mood in self.looks:
+            self.figures.faults[f"looks {mood}"] += 1
         if self.delete is not None:
             mood, times = self.delete
             self.figures.faults[f"DELETE {mood}"] += deletes if times is None else min(times, deletes)
