@@ -1,40 +1,45 @@
-"""Load: an hour of a busy desk in five minutes, and a start with 10,000 open requests.
+"""Load: an hour of a busy desk in four minutes, and a start with 10,000 open requests.
 
-**The desk.** The database's clock goes twelve times as fast; every quarter of a second somebody asks, and what is asked
-for is approved, denied, filled meanwhile or left to expire. Everything must end as it should, each expiry in its time,
-and neither the memory nor the open files nor the threads may grow.
+**The desk.** The database's clock goes fifteen times as fast; every quarter of a second somebody asks, and what is
+asked for is approved, denied, filled meanwhile or left to expire. Everything must end as it should, each expiry in its
+time, and neither the memory nor the open files nor the threads may grow.
 
 **The start.** 10,000 requests are open, hundreds of them due at once: to be read, to be sent, to be looked at. The bot
 must be ready within 5 s and stay below 200 MiB, no call may be banned by the exchange, and cancels that are approved
-are not kept waiting by the rest.
+are not kept waiting by the rest. Once that is done, the orders of all the others are looked at again in their time,
+within what the exchange allows in each second, and whoever approves meanwhile has the cancel sent at once.
 """
 
 import json
 import random
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
-from uuid import UUID
 
 from sqlalchemy import insert, select
 
 from bot.database.schema import cancel_requests
 from bot.domain.cancel_request import State
+from bot.domain.order import Order, dump_order
 from bot.playground.demo import DESK, BotProcess
-from bot.playground.exchange import Delete, Exchange
+from bot.playground.exchange import Delete, Exchange, Request
 from faults.faulty_bot import set_clock
 from faults.figures import Figures, Ground
 from faults.judge import judge
 from faults.stand import APPROVERS, REQUESTERS, Stand, stand
 
 MIB: Final = 2**20
-DESK_S: Final = 300.0
+DESK_S: Final = 240.0
 """Real seconds at scale 1: an hour of the database's."""
-CLOCK_RATE: Final = 12.0
+CLOCK_RATE: Final = 15.0
 ASKED_EVERY_S: Final = 0.25
 TTL_MINUTES: Final = 10
 """At scale 1."""
@@ -50,7 +55,19 @@ READY_WITHIN_S: Final = 5.0
 MAX_MEMORY_BYTES: Final = 200 * MIB
 UPBIT_REQUESTS_PER_S: Final = 30
 MAX_REFUSED_BY_RATE: Final = 0.1
-"""Part of the calls that the exchange may answer with 429."""
+"""Part of the calls that the exchange may answer with 429 while hundreds of cancels are due at once."""
+
+REFRESH_S: Final = 30
+"""At scale 1."""
+SMALL_REFRESH_S: Final = 5
+REFRESHED_WITHIN_S: Final = 15.0
+"""Beside REFRESH_SECONDS, until each order has been looked at again: ten seconds of rests, and a busy machine."""
+MEANWHILE: Final = 12
+"""Cancels that are approved while the orders are looked at again."""
+SENT_WITHIN_S: Final = 3.0
+"""From the click to the DELETE's arrival."""
+CARD_WITHIN_S: Final = 30.0
+LIST: Final = "/v1/orders/uuids"
 
 
 def run(ground: Ground) -> Figures:
@@ -165,9 +182,12 @@ def _expect_expiries_in_time(here: Stand, figures: Figures) -> None:
 def _a_start_with_much_to_do(ground: Ground, figures: Figures) -> str:
     count = ground.some(OPEN_AT_START, at_least=300)
     to_read, to_send = count // 25, count // 50
-    with stand(ground, requests_per_s=UPBIT_REQUESTS_PER_S) as here:
+    refresh_s = REFRESH_S if ground.scale >= 1 else SMALL_REFRESH_S
+    settings = {"REFRESH_SECONDS": str(refresh_s)}
+    with stand(ground, settings=settings, requests_per_s=UPBIT_REQUESTS_PER_S) as here:
         here.kill()
         _fill_with_open_requests(here, count=count, to_read=to_read, to_send=to_send)
+        here.exchange.on_request = looks = _Looks()
         began_at = time.monotonic()
         here.restart()
         ready_s = time.monotonic() - began_at
@@ -179,14 +199,91 @@ def _a_start_with_much_to_do(ground: Ground, figures: Figures) -> str:
         due = (State.REQUESTED, State.APPROVED, State.SENDING, State.ACCEPTED, State.UNRESOLVED)
         came_round = here.until(lambda: not here.ids_in(*due), timeout_s=120)
         figures.expect(came_round, f"{len(here.ids_in(*due))} requests are still waiting for the exchange")
-        memory_bytes = here.bots[0].memory_bytes
-        figures.expect(memory_bytes < MAX_MEMORY_BYTES, f"{memory_bytes / MIB:.0f} MiB with {count} open requests")
         figures.requests += count
         canceled = len(here.ids_in(State.CANCELED))
         figures.expect(canceled == to_send, f"{canceled} of {to_send} approved cancels are canceled")
         figures.expect(len(_effective(here.exchange)) == to_send, "more cancels took effect than were approved")
         _expect_restraint(here, figures)
-        return f"start: ready {ready_s:.1f} s, {to_send} sent in {sent_s:.0f} s, {memory_bytes / MIB:.0f} MiB"
+        refreshed = _expect_refresh(here, figures, looks, within_s=refresh_s + REFRESHED_WITHIN_S)
+        memory_bytes = here.bots[0].memory_bytes
+        figures.expect(memory_bytes < MAX_MEMORY_BYTES, f"{memory_bytes / MIB:.0f} MiB with {count} open requests")
+        figures.expect(not here.complaints(), f"the bot complains: {here.complaints()[:3]}")
+        sent_in = f"{to_send} sent in {sent_s:.0f} s"
+        return f"start: ready {ready_s:.1f} s, {sent_in}, {refreshed}, {memory_bytes / MIB:.0f} MiB"
+
+
+@dataclass(slots=True)
+class _Looks:
+    """Notes of each request to the exchange when it came, and of each order when a list was asked for it."""
+
+    in_second: Counter[int] = field(default_factory=Counter)
+    listed_at: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __call__(self, request: Request) -> None:
+        with self._lock:
+            self.in_second[int(request.at)] += 1
+            for uuid in request.uuids if request.path == LIST else ():
+                self.listed_at[uuid].append(request.at)
+
+    def seen_since(self, since: float) -> int:
+        """How many orders have been asked for in a list since then."""
+        with self._lock:
+            return sum(times[-1] >= since for times in self.listed_at.values())
+
+    def most_in_a_second(self, *, since: float) -> int:
+        with self._lock:
+            return max((calls for second, calls in self.in_second.items() if second > since), default=0)
+
+    def longest_gap_s(self) -> float:
+        """Between two looks at one order."""
+        with self._lock:
+            gaps_s = (later - earlier for times in self.listed_at.values() for earlier, later in pairwise(times))
+            return max(gaps_s, default=0.0)
+
+
+def _expect_refresh(here: Stand, figures: Figures, looks: _Looks, *, within_s: float) -> str:
+    """Each pending order is looked at again in time and within the exchange's limit; cancels do not wait for that."""
+    since, answers = time.time(), here.exchange.statuses()
+    pending = len(here.ids_in(State.PENDING))
+    with ThreadPoolExecutor(1) as people:
+        meanwhile = people.submit(_cancel_meanwhile, here, figures)
+        in_time = here.until(lambda: looks.seen_since(since) >= pending, timeout_s=within_s)
+        took_s = time.time() - since
+        waits_s = meanwhile.result()
+    figures.expect(
+        in_time, f"{looks.seen_since(since)} of {pending} pending orders were looked at again in {within_s:.0f} s"
+    )
+    refused = here.exchange.statuses() - answers
+    figures.expect(not refused[429] and not refused[418], f"the refresh asked for too much: {dict(refused)}")
+    most = looks.most_in_a_second(since=since)
+    figures.expect(most <= UPBIT_REQUESTS_PER_S, f"{most} requests in one second")
+    slowest_s = max(waits_s, default=0.0)
+    figures.expect(
+        len(waits_s) == MEANWHILE and slowest_s < SENT_WITHIN_S,
+        f"{len(waits_s)} of {MEANWHILE} cancels left while orders were looked at, the slowest after {slowest_s:.1f} s",
+    )
+    figures.faults["approved during a refresh"] += len(waits_s)
+    return (
+        f"all {pending:,} looked at again in {took_s:.0f} s, {looks.longest_gap_s():.0f} s apart, {most}/s at most, "
+        f"cancels meanwhile after {median(waits_s or [0]):.2f} s, at most {slowest_s:.2f} s"
+    )
+
+
+def _cancel_meanwhile(here: Stand, figures: Figures) -> list[float]:
+    """One after the other; how long each DELETE took to arrive after the click."""
+    waits_s = []
+    for number in range(MEANWHILE):
+        uuid = here.exchange.place()
+        asked = here.ask(uuid, REQUESTERS[1], reason=f"meanwhile {number}")
+        if asked is None or not here.until(partial(here.card_of, asked.id), timeout_s=CARD_WITHIN_S):
+            figures.lost.append(f"there is no card for order {uuid}, asked for during a refresh")
+            continue
+        clicked_at = time.time()
+        here.press(asked.id, APPROVERS[number % len(APPROVERS)])
+        if here.until(partial(here.exchange.deletes, uuid), timeout_s=CARD_WITHIN_S):
+            waits_s.append(here.exchange.deletes(uuid)[0].at - clicked_at)
+    return waits_s
 
 
 def _effective(exchange: Exchange) -> list[Delete]:
@@ -210,8 +307,9 @@ def _fill_with_open_requests(here: Stand, *, count: int, to_read: int, to_send: 
         rows: list[dict[str, Any]] = []
         for number in range(count):
             is_due = number < to_read + to_send
-            order_uuid = here.exchange.place() if is_due else str(UUID(int=number, version=4))
+            order_uuid = here.exchange.place()
             state = State.REQUESTED if number < to_read else State.APPROVED if is_due else State.PENDING
+            order = None if state is State.REQUESTED else dump_order(Order.from_json(here.exchange.order(order_uuid)))
             rows.append(
                 {
                     "order_uuid": order_uuid,
@@ -224,6 +322,10 @@ def _fill_with_open_requests(here: Stand, *, count: int, to_read: int, to_send: 
                     "trigger_id": f"trigger-{number}",
                     "created_at": now,
                     "opened_at": now,
+                    "order": order,
+                    "order_now": order,
+                    "looked_at": now,
+                    "refresh_at": now,
                     "expires_at": now + timedelta(hours=1),
                     "approved_at": now if state is State.APPROVED else None,
                     "send_before": now + timedelta(minutes=10) if state is State.APPROVED else None,
