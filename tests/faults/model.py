@@ -3,9 +3,11 @@
 Two replicas share a database whose clock is the model's. They are told to cancel orders, clicked on by people who may
 and who may not, and sent on; answers are lost, the exchange refuses, fills and limits, Slack fails, commits fail or
 are not confirmed, a replica dies at a named point or stands still there, past its lease, while the other one goes on.
+Some orders need two approvals, and a replica is started anew with other people on its allowlist, also between the two.
 
 What must hold, after each commit: states move along TRANSITIONS, and only where the exchange's own book and the clock
-allow it; an undisturbed step leads where the model says; one decision counts, of who may, never of who asked; a DELETE
+allow it; an undisturbed step leads where the model says; a decision counts of who may, never of who asked, and an
+approval only with as many others as the order needs, of people who are on the list when the last one comes; a DELETE
 arrives only once its `cancel.sent` is committed; fences grow, a lane has one owner until the lease runs out, and a
 lease that has run out and was taken over changes no row. In the end: everything ended, everybody was told, the truth
 was told, and the chain verifies.
@@ -42,7 +44,7 @@ from sqlalchemy import Connection, func, select
 from bot.database.audit_log import AuditLog
 from bot.database.engine import Database
 from bot.database.migration import migrate
-from bot.database.schema import audit_events, audit_head, cancel_requests, notices
+from bot.database.schema import audit_events, audit_head, cancel_requests, decisions, notices
 from bot.database.store import SqlStore, SqlTransaction
 from bot.domain.answer import (
     Accepted,
@@ -69,6 +71,7 @@ from bot.domain.cancel_request import (
     Verdict,
 )
 from bot.domain.errors import CannotPost, CommitInDoubt, IllegalTransition, NothingDone, Overtaken, StoreError, TryLater
+from bot.domain.tiers import parse_tiers
 from bot.workflow import CancelWorkflow, Click, Command, Lane, Lease, Notice, NoticeKind, settle
 from faults.figures import Figures, Ground
 
@@ -83,7 +86,10 @@ LEASE: Final = timedelta(seconds=30)
 TO_DECIDE: Final = timedelta(minutes=30)
 TO_SEND: Final = timedelta(minutes=5)
 
-APPROVERS: Final = frozenset({APPROVER.id, SECOND.id})
+THIRD: Final = Actor(id="U0THIRD", name="Third", team_id=HOME)
+APPROVERS: Final = frozenset({APPROVER.id, SECOND.id, THIRD.id})
+"""Everybody who may be on the allowlist; each replica's own is this or a part of it."""
+ONE_MARKET, TWO_MARKET = "KRW-BTC", "KRW-ETH"
 GUEST: Final = Actor(id=APPROVER.id, name="Guest", team_id="T0OTHER")
 OPERATOR: Final = Actor(id="cli:operator")
 OPEN_CHANNEL: Final = "C0DESK"
@@ -187,6 +193,10 @@ class Story:
     created_at: datetime
     state: State = State.REQUESTED
     visited: set[State] = field(default_factory=set)
+    needs: int = 1  #: approvals
+    may_approve: frozenset[str] = frozenset()  #: as the card has said since it was opened
+    approvals: list[str] = field(default_factory=list)  #: by whom, whether they count or not
+    not_counted: set[str] = field(default_factory=set)  #: of these, when the latest one came
     decided: list[tuple[str, DecisionKind]] = field(default_factory=list)  #: who, and how
     expires_at: datetime = START
     send_before: datetime = START
@@ -206,6 +216,8 @@ class Story:
         action = event.action
         self.written_down.add(str(event.details.get("call", {}).get("nonce")))
         nonce = str(event.details.get("nonce") or event.details.get("call", {}).get("nonce"))
+        if action in {Action.APPROVAL_RECORDED, Action.REQUEST_APPROVED}:
+            self._take_approval(event)
         if action in TRANSITIONS:
             sources, target = TRANSITIONS[action]
             assert self.state in sources, f"{action} of {self}"
@@ -214,6 +226,9 @@ class Story:
             self.visited.add(target)
         if action is Action.REQUEST_OPENED:
             self.expires_at = event.at + TO_DECIDE
+            self.may_approve = event.listed - {self.command.requester.id}
+            assert len(self.may_approve) >= self.needs == event.details["approvals_required"], f"{self}: {event}"
+            assert event.details["approvers"] == sorted(self.may_approve), f"{self}: {event}"
         elif action in DECISIONS:
             self.decided.append((event.actor, DECISIONS[action]))
             self.send_before = event.at + TO_SEND
@@ -228,20 +243,59 @@ class Story:
         if action in {Action.CANCEL_UNSENT, Action.CANCEL_ACCEPTED, Action.CANCEL_REJECTED, Action.CANCEL_DOUBTED}:
             self.unanswered.discard(nonce)
 
-    def counts(self, click: Click, now: datetime) -> bool:
-        """Whether this click decides."""
-        is_own = click.actor.id == self.command.requester.id
-        is_approver = click.actor.id in APPROVERS
+    def _take_approval(self, event: "Event") -> None:
+        """Of somebody who may; new, unless it only says that those there are enough by now."""
+        assert self.state is State.PENDING, f"{event} of {self}"
+        assert event.team == HOME, f"{event} of {self}"
+        assert event.at < self.expires_at, f"{event} of {self}"
+        assert event.actor in event.listed & self.may_approve, f"{event} of {self}"
+        was_enough = self.is_enough(event.listed)
+        if event.actor in self.approvals:
+            assert was_enough, f"{event.actor} counts twice: {event} of {self}"
+        else:
+            self.approvals.append(event.actor)
+        counting = self.counting(event.listed)
+        assert event.details["approvals"] == counting, f"{event}, of {self.approvals} count {counting}"
+        is_last = event.action is Action.REQUEST_APPROVED
+        assert is_last == self.is_enough(event.listed), f"{event} of {self}, which needs {self.needs}"
+        self.not_counted = {*self.approvals} - {*counting}
+
+    def counting(self, listed: frozenset[str]) -> list[str]:
+        """Whose approvals count by this allowlist."""
+        return [person_id for person_id in self.approvals if person_id in listed & self.may_approve]
+
+    def is_enough(self, listed: frozenset[str]) -> bool:
+        return len(self.counting(listed)) >= self.needs
+
+    def counts(self, click: Click, now: datetime, listed: frozenset[str]) -> bool:
+        """Whether this click is a decision, for a replica with this allowlist."""
+        person_id = click.actor.id
         may = {
-            DecisionKind.APPROVE: is_approver and not is_own,
-            DecisionKind.DENY: is_approver,
-            DecisionKind.WITHDRAW: is_own,
+            DecisionKind.APPROVE: person_id in listed & self.may_approve
+            and (person_id not in self.approvals or self.is_enough(listed)),
+            DecisionKind.DENY: person_id in listed,
+            DecisionKind.WITHDRAW: person_id == self.command.requester.id,
             None: False,
         }[click.kind]
         return self.state is State.PENDING and now < self.expires_at and click.actor.team_id == HOME and may
 
-    def foretell(self, answers: list[tuple[LookAnswer | CancelAnswer, datetime]], now: datetime) -> State:
-        """Where an undisturbed step leads that was so answered by the exchange."""
+    def remembers(self, click: Click) -> bool:
+        """Whether this click, which counted, is written down."""
+        if click.kind is DecisionKind.APPROVE:
+            return click.actor.id in self.approvals
+        return (click.actor.id, click.kind) in self.decided
+
+    def foretell_click(self, click: Click, listed: frozenset[str]) -> State:
+        """Where a click that counts leads."""
+        if click.kind is not DecisionKind.APPROVE:
+            return State.DENIED if click.kind is DecisionKind.DENY else State.WITHDRAWN
+        others = {*self.counting(listed)} - {click.actor.id}
+        return State.APPROVED if len(others) + 1 >= self.needs else State.PENDING
+
+    def foretell(
+        self, answers: list[tuple[LookAnswer | CancelAnswer, datetime]], now: datetime, listed: frozenset[str]
+    ) -> State:
+        """Where an undisturbed step leads that was so answered by the exchange, of a replica with this allowlist."""
         if self.state is State.PENDING:
             is_gone = any(isinstance(answer, Found) and not answer.order.is_open for answer, _ in answers)
             if is_gone:
@@ -253,7 +307,7 @@ class Story:
         unanswered = len(self.unanswered)
         for answer, at in answers:
             if told is State.REQUESTED:
-                told = self._opened(answer, at)
+                told = self._opened(answer, at, listed)
             elif answer.call.method == "DELETE":
                 unanswered += 1
                 told = _sent(answer, unanswered)
@@ -261,9 +315,10 @@ class Story:
                 told = self._looked(told, answer, at)
         return told
 
-    def _opened(self, answer: LookAnswer | CancelAnswer, at: datetime) -> State:
+    def _opened(self, answer: LookAnswer | CancelAnswer, at: datetime, listed: frozenset[str]) -> State:
         if isinstance(answer, Found):
-            return State.PENDING if answer.order.is_open else State.REFUSED
+            are_enough = len(listed - {self.command.requester.id}) >= self.needs
+            return State.PENDING if answer.order.is_open and are_enough else State.REFUSED
         is_final = isinstance(answer, Refused) and answer.retry_after_s is None
         return State.REFUSED if is_final or at - self.created_at >= timedelta(seconds=60) else State.REQUESTED
 
@@ -308,16 +363,7 @@ class Event:
     team: str
     at: datetime
     details: dict[str, Any]
-
-
-def _decides(story: Story, event: Event, *, own: bool) -> bool:
-    is_approver = event.actor in APPROVERS and event.team == HOME
-    return (
-        is_approver
-        and (own or event.actor != story.command.requester.id)
-        and not story.decided
-        and event.at < story.expires_at
-    )
+    listed: frozenset[str]  #: who was on the allowlist of the replica that wrote it
 
 
 def _is_whose(story: Story, by: str) -> bool:
@@ -335,8 +381,12 @@ IS_TRUE: Final[dict[Action, Callable[[Story, Event, str], bool]]] = {
     Action.REQUEST_REFUSED: lambda story, _event, _nonce: (
         story.state is State.REQUESTED or story.command.channel_id == CLOSED_CHANNEL
     ),
-    Action.REQUEST_APPROVED: lambda story, event, _nonce: _decides(story, event, own=False),
-    Action.REQUEST_DENIED: lambda story, event, _nonce: _decides(story, event, own=True),
+    Action.REQUEST_APPROVED: lambda story, event, _nonce: (
+        event.actor != story.command.requester.id and not story.decided and event.at < story.expires_at
+    ),
+    Action.REQUEST_DENIED: lambda story, event, _nonce: (
+        event.actor in event.listed and event.team == HOME and not story.decided and event.at < story.expires_at
+    ),
     Action.REQUEST_WITHDRAWN: lambda story, event, _nonce: (
         event.actor == story.command.requester.id and not story.decided and event.at < story.expires_at
     ),
@@ -592,7 +642,8 @@ class Stage:
         self.now = START
         self.faults: Counter[str] = Counter()
         self.visited: Counter[State] = Counter()
-        self.histories = self.steps = self.requests = self.duplicates = 0
+        self.histories = self.steps = self.requests = self.duplicates = self.approved_by_two = 0
+        self.lists = [APPROVERS, APPROVERS]
         self.transactions = 0
         self._numbers = self._lives = 0
         plain = Database(url)
@@ -605,6 +656,7 @@ class Stage:
         """A new history, which knows nothing of those before it."""
         self.now += timedelta(hours=1)
         self.histories += 1
+        self.lists = [APPROVERS, APPROVERS]
         self.bots = [self._bot("A"), self._bot("B")]
         self.books: dict[str, SeenBook] = {}
         self.commands: dict[str, Command] = {}
@@ -631,7 +683,11 @@ class Stage:
             store=WatchedStore(self, f"{name}{self._lives}"),
             exchange=ModelExchange(self),
             messenger=self.slack,
-            policy=ApprovalPolicy(approvers=APPROVERS, max_open_requests_per_person=1_000_000),
+            policy=ApprovalPolicy(
+                approvers=self.lists["AB".index(name)],
+                tiers=parse_tiers(f"{TWO_MARKET}=2"),
+                max_open_requests_per_person=1_000_000,
+            ),
             approval_ttl=TO_DECIDE,
             send_within=TO_SEND,
             new_nonce=lambda: f"nonce-{self.next_number()}",
@@ -644,6 +700,10 @@ class Stage:
     def restart(self, replica: int) -> None:
         """The process is gone with all it remembered; its leases run on."""
         self.bots[replica] = self._bot("AB"[replica])
+
+    def listed_by(self, owner: str) -> frozenset[str]:
+        """The allowlist of whoever acts; nobody, where it is no replica."""
+        return self.lists["AB".index(owner[0])] if owner[:1] in {"A", "B"} else frozenset()
 
     def next_number(self) -> int:
         self._numbers += 1
@@ -746,18 +806,28 @@ class Stage:
 
     def _take(self, row: Any) -> None:
         event = Event(
-            Action(row["action"]), row["actor"], row["actor_team"], row["occurred_at"], json.loads(row["details"])
+            Action(row["action"]),
+            row["actor"],
+            row["actor_team"],
+            row["occurred_at"],
+            json.loads(row["details"]),
+            self.listed_by(self.acting.owner),
         )
         if event.action is not Action.REQUEST_CREATED:
             if row["request_id"] is not None:
-                self.stories[row["request_id"]].take(event)
+                story = self.stories[row["request_id"]]
+                story.take(event)
+                self.approved_by_two += event.action is Action.REQUEST_APPROVED and story.needs > 1
             return
         told = self.commands[row["trigger_id"]]
         assert not self.open_of(row["order_uuid"]), "two open requests for one order"
         assert event.actor == told.requester.id
         # An order that the exchange has never heard of has a book that nobody can read.
         book = self.books.get(row["order_uuid"]) or SeenBook(order=order())
-        self.stories[row["request_id"]] = Story(row["request_id"], told, book, event.at, visited={State.REQUESTED})
+        needs = 2 if book.order.market == TWO_MARKET else 1
+        self.stories[row["request_id"]] = Story(
+            row["request_id"], told, book, event.at, needs=needs, visited={State.REQUESTED}
+        )
         self.requests += 1
 
     def open_of(self, uuid: str | None) -> list[Story]:
@@ -768,6 +838,10 @@ class Stage:
         assert row["state"] == story.state, f"the row is {row['state']}, its moves lead to {story}"
         assert row["sends"] == story.sends, f"{story} counts {row['sends']} DELETEs, not {story.sends}"
         assert row["unanswered"] == len(story.unanswered), f"{story} counts {row['unanswered']} unanswered"
+        if story.may_approve:
+            assert row["approvals_required"] == story.needs, f"{story} needs {row['approvals_required']} approvals"
+            assert row["approvers"] == ",".join(sorted(story.may_approve)), f"{story}: {row['approvers']}"
+            assert {*filter(None, row["not_counted"].split(","))} == story.not_counted, f"{story}: {row}"
         if before is not None and lease is not None and lease.request_id == row["id"]:
             changed = {name for name in row if row[name] != before[name]}
             if lease.lane is Lane.SLACK:
@@ -811,6 +885,9 @@ class Stage:
         for story in self.stories.values():
             assert story.state in ENDED_STATES, f"{story} never ended"
             self._judge_end(story)
+            assert self._kept_of(story) == story.approvals, (
+                f"of {story} are kept the approvals of {self._kept_of(story)}"
+            )
             self.visited.update(story.visited)
         unpaid = [row for row in self.owed.values() if row["next_attempt_at"] is not None]
         assert not unpaid, f"somebody is still owed a line: {unpaid}"
@@ -827,6 +904,14 @@ class Stage:
         for row in self.owed.values():
             due, until = row["next_attempt_at"], row["leased_until"]
             yield max(due, until or due) if due is not None else None
+
+    def _kept_of(self, story: Story) -> list[str]:
+        """Whose approvals the database holds."""
+        query = select(decisions.c.actor_id).where(
+            decisions.c.request_id == story.id, decisions.c.kind == DecisionKind.APPROVE.value
+        )
+        with self.database.read() as connection:
+            return list(connection.execute(query.order_by(decisions.c.id)).scalars())
 
     def _judge_end(self, story: Story) -> None:
         ours = story.nonces & set(story.book.effective)
@@ -849,7 +934,9 @@ UNDER_WAY: Final = (State.APPROVED, State.SENDING, State.ACCEPTED, State.UNRESOL
 
 REPLICAS: Final = st.sampled_from((0, 1))
 REQUESTERS: Final = st.sampled_from((REQUESTER, REQUESTER, APPROVER))
-CLICKERS: Final = st.sampled_from((APPROVER, SECOND, SECOND, REQUESTER, STRANGER, GUEST))
+CLICKERS: Final = st.sampled_from((APPROVER, SECOND, SECOND, THIRD, REQUESTER, STRANGER, GUEST))
+MARKETS: Final = st.sampled_from((ONE_MARKET, ONE_MARKET, TWO_MARKET))
+REMOVED: Final = st.sampled_from((None, None, APPROVER, SECOND, THIRD))
 KINDS: Final = st.sampled_from((*(DecisionKind.APPROVE,) * 5, DecisionKind.DENY, DecisionKind.WITHDRAW))
 ORDERS: Final = st.sampled_from((*("wait",) * 6, "done", "cancel", "unknown"))
 CHANNELS: Final = st.sampled_from((*(OPEN_CHANNEL,) * 9, CLOSED_CHANNEL))
@@ -881,23 +968,33 @@ class Histories(RuleBasedStateMachine):
         if sys.exc_info()[0] is None:
             self.stage.calm()
 
-    @initialize(target=requests, requester=REQUESTERS)
-    def begin(self, *, requester: Actor) -> Story | MultipleResults[Story]:
+    @initialize(target=requests, requester=REQUESTERS, market=MARKETS)
+    def begin(self, *, requester: Actor, market: str) -> Story | MultipleResults[Story]:
         """Each history begins with a request that waits for approval."""
-        begun = self.ask(state="wait", requester=requester, channel_id=OPEN_CHANNEL, replica=0, strike=None)
+        begun = self.ask(
+            state="wait", market=market, requester=requester, channel_id=OPEN_CHANNEL, replica=0, strike=None
+        )
         for request_id in self.stage.stories:
             self.stage.bots[0].advance(request_id)
         return begun
 
     @precondition(lambda self: len(self.stage.stories) < MAX_REQUESTS)
-    @rule(target=requests, state=ORDERS, requester=REQUESTERS, channel_id=CHANNELS, replica=REPLICAS, strike=STRIKES)
+    @rule(
+        target=requests,
+        state=ORDERS,
+        market=MARKETS,
+        requester=REQUESTERS,
+        channel_id=CHANNELS,
+        replica=REPLICAS,
+        strike=STRIKES,
+    )
     def ask(
-        self, *, state: str, requester: Actor, channel_id: str, replica: int, strike: Strike | None
+        self, *, state: str, market: str, requester: Actor, channel_id: str, replica: int, strike: Strike | None
     ) -> Story | MultipleResults[Story]:
         """A command for an order that nobody has named before."""
         uuid = order_uuid()
         if state != "unknown":
-            shown = order(uuid=uuid, state=state, volume=Decimal(10), remaining_volume=Decimal(10))
+            shown = order(uuid=uuid, market=market, state=state, volume=Decimal(10), remaining_volume=Decimal(10))
             self.stage.books[uuid] = SeenBook(order=shown)
         asked = command(requester=requester, channel_id=channel_id, order_uuid=uuid)
         return self._ask(asked, replica, strike, is_new=True)
@@ -934,10 +1031,13 @@ class Histories(RuleBasedStateMachine):
         """Somebody presses Approve, Deny or Withdraw, who may or may not."""
         stage = self.stage
         pressed = stage.click(story, actor, kind, copy_)
-        counts = story.counts(pressed, stage.now)
+        listed = stage.lists[replica]
+        counts = story.counts(pressed, stage.now, listed)
+        told = story.foretell_click(pressed, listed) if counts else story.state
         for refusal in self._play(replica, lambda bot: bot.click(pressed), strike=strike):
             assert (refusal is None) == counts, f"{actor.name} {kind} {story}: {refusal}"
-            assert story.decided or not counts, f"{story} has lost a decision that was acknowledged"
+            assert not counts or story.remembers(pressed), f"{story} has lost a decision that was acknowledged"
+            assert stage.is_struck or story.state is told, f"{actor.name} {kind} {story}, not {told}"
 
     @precondition(lambda self: self._in(State.PENDING))
     @rule(which=st.integers(0, 3), replica=REPLICAS, reply=REPLIES, strike=STRIKES)
@@ -945,8 +1045,18 @@ class Histories(RuleBasedStateMachine):
         """The way that most requests go: somebody approves, and the cancel is sent at once."""
         pending = self._in(State.PENDING)
         story = pending[which % len(pending)]
-        self.click(story=story, actor=SECOND, kind=DecisionKind.APPROVE, copy_=0, replica=replica, strike=None)
+        for actor in (SECOND, THIRD)[: story.needs]:
+            self.click(story=story, actor=actor, kind=DecisionKind.APPROVE, copy_=0, replica=replica, strike=None)
         self.advance(story=story, patient=False, replica=replica, reply=reply, strike=strike)
+
+    @rule(replica=REPLICAS, removed=REMOVED)
+    def restart_with_another_list(self, *, replica: int, removed: Actor | None) -> None:
+        """Somebody is taken off the allowlist, and whoever had been is put back; a restart makes it so."""
+        stage = self.stage
+        stage.steps += 1
+        stage.lists[replica] = APPROVERS - ({removed.id} if removed is not None else set())
+        stage.restart(replica)
+        stage.faults["approver taken off the list"] += removed is not None
 
     @precondition(lambda self: self._in(*UNDER_WAY))
     @rule(which=st.integers(0, 3), replica=REPLICAS, reply=REPLIES, strike=STRIKES)
@@ -971,7 +1081,8 @@ class Histories(RuleBasedStateMachine):
             missing = answered.difference(*(each.written_down for each in stage.stories.values()))
             assert not missing, f"what the exchange answered to {missing} is in no audit"
         if not stage.is_struck:
-            told = before.foretell(stage.answers, stage.now) if stage.is_granted else before.state
+            listed = stage.lists[replica]
+            told = before.foretell(stage.answers, stage.now, listed) if stage.is_granted else before.state
             assert story.state is told, f"{before} was answered {stage.answers}: {story.state}, not {told}"
 
     @precondition(lambda self: self._in(State.PENDING))
@@ -1096,5 +1207,8 @@ def run(ground: Ground) -> Figures:
     figures.expect(verification.fault is None, f"seed {ground.seed}: {verification.fault}")
     stage.database.close()
     figures.faults, figures.requests, figures.duplicates = stage.faults, stage.requests, stage.duplicates
-    figures.note = f"{stage.steps:,} steps in {stage.histories:,} histories, {len(stage.visited)} states"
+    figures.note = (
+        f"{stage.steps:,} steps in {stage.histories:,} histories, {len(stage.visited)} states, "
+        f"{stage.approved_by_two:,} approved by two"
+    )
     return figures
