@@ -2,9 +2,10 @@
 
 1. Not signed, or signed too long ago, or altered on the way: into the door that the bot builds, and through raw
    sockets, malformed HTTP among it, to a `bot run` process. Nothing of it may do or write down anything.
-2. Well signed commands, clicks, views and events with fields that are absent, of another kind, or forged. A request may
-   come only of a command by a person of the workspace, a decision only of an approver's click on a card that waits;
-   both are worked out here a second time, in a simpler way. Whoever is told something is the one who clicked.
+2. Well signed commands, clicks, forms and events with fields that are absent, of another kind, or forged. A request may
+   come only of a command by a person of the workspace, a decision only of the click of somebody who may on a card that
+   waits, or of the form that an approver fills in for it; all are worked out here a second time, in a simpler way.
+   Whoever is told something is the one who clicked.
 3. Answers of the exchange, altered, badly framed, cut or slow. No call may raise or outlast its deadline, find another
    order or a value that was not told, or say that nothing was sent or done where that is not sure.
 
@@ -412,10 +413,25 @@ class _Request:
     is_pending: bool = False
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Form:
+    """The form that asks why somebody denies: how it is known, and its one input."""
+
+    callback_id: str
+    block_id: str
+    action_id: str
+
+
+FORM_BEFORE_IT_IS_KNOWN: Final = _Form(callback_id="deny_reason", block_id="reason", action_id="reason")
+REASONS: Final = ("too early", *PINGS, "\u202ereversed", "not now\nask the desk", "x" * 900)
+"""What Slack lets through and the form takes."""
+
+
 @dataclass(kw_only=True, slots=True)
 class _Ledger:
     """What must have come of everything so far."""
 
+    form: _Form | None = None  #: as the bot opened it
     requests: dict[int, _Request] = field(default_factory=dict)
     triggers: set[str] = field(default_factory=set)
     approved: set[int] = field(default_factory=set)
@@ -448,14 +464,21 @@ class _Ledger:
 
     def decides(self, fields: Mapping[str, Any]) -> tuple[int, str, str] | None:
         """The request, the kind and the person of the decision that these fields make with every right."""
-        actions, user = fields.get("actions"), fields.get("user")
+        view, user = fields.get("view"), fields.get("user")
+        if fields.get("type") == "view_submission" and isinstance(view, dict):
+            is_ours = self.form is not None and view.get("callback_id") == self.form.callback_id
+            return self._may(user, "deny", view.get("private_metadata")) if is_ours else None
+        actions = fields.get("actions")
         action = actions[0] if isinstance(actions, list) and actions else None
-        if fields.get("type") != "block_actions" or not isinstance(action, dict) or not isinstance(user, dict):
+        if fields.get("type") != "block_actions" or not isinstance(action, dict):
             return None
-        kind, value, who = action.get("action_id"), action.get("value"), _plain(user, "id")
-        if not isinstance(kind, str) or not isinstance(value, str) or not re.fullmatch(r"[1-9][0-9]{0,9}", value):
+        return self._may(user, action.get("action_id"), action.get("value"))
+
+    def _may(self, user: Any, kind: Any, value: Any) -> tuple[int, str, str] | None:
+        is_readable = isinstance(user, dict) and isinstance(kind, str) and isinstance(value, str)
+        if not is_readable or not re.fullmatch(r"[1-9][0-9]{0,9}", value):
             return None
-        request = self.requests.get(int(value))
+        request, who = self.requests.get(int(value)), _plain(user, "id")
         if request is None or not request.is_pending or _plain(user, "team_id") != HOME:
             return None
         is_own, is_approver = who == request.requester, who in {person.id for person in APPROVERS}
@@ -486,7 +509,7 @@ def _forge(ground: Ground, _share: float, dice: Random, findings: _Findings) -> 
             if number == round(whole * WARM_UP):
                 memory.start()
             forger.send_one()
-        note = findings.note(memory, "signed")
+        note = findings.note(memory, "signed" if forger.knows_forms else "signed, no form known")
         forger.let_it_work()
         fault = AuditLog(place.database).verify().fault
         findings.expect(fault is None, "the audit does not verify:", fault)
@@ -506,6 +529,11 @@ class _Forger:
         self._before = place.seen()
         self._last: Hostile | None = None
         self._trigger = 0
+        self._ledger.form = self._opened_form()
+
+    @property
+    def knows_forms(self) -> bool:
+        return self._ledger.form is not None
 
     def send_one(self) -> None:
         while len(self._targets) < TARGETS:
@@ -532,7 +560,7 @@ class _Forger:
         for notice_id in due.notices:
             place.bot._workflow.deliver(notice_id)
         for call in place.slack.calls():
-            said = json.dumps([call.arguments.get("text"), call.arguments.get("blocks")], ensure_ascii=False)
+            said = json.dumps([call.arguments.get(name) for name in ("text", "blocks", "view")], ensure_ascii=False)
             self._findings.expect(not any(ping in said for ping in PINGS), f"{call.method} pings:", said)
 
     def _new_trigger(self) -> str:
@@ -548,6 +576,23 @@ class _Forger:
         command = self._command(self._dice.choice([DANA, EMIL]), self._place.exchange.place())
         status, answered = self._place.deliver(self._signed("target", mutations.form_body(Random(0), command), FORM))
         self._judge_well_formed(command, status, answered)
+
+    def _opened_form(self) -> _Form | None:
+        """What an approver gets to fill in; None of a bot that opens no form."""
+        self._add_target()
+        action = {"type": "button", "action_id": "deny_with_reason", "block_id": "b", "value": str(self._targets[0])}
+        click = self._place.slack._payloads._interaction("block_actions", BEN) | {"actions": [action]}
+        body = mutations.form_body(Random(0), {"payload": json.dumps(click)})
+        self._place.deliver(self._signed("form", body, FORM))
+        self._before = self._place.seen()
+        for view in self._place.slack.views(BEN.id):
+            inputs = [block for block in view.json["blocks"] if block["type"] == "input"]
+            self._findings.expect(len(inputs) == 1, "another form than one with one input:", view.json)
+            self._findings.expect(view.private_metadata == str(self._targets[0]), "of another request:", view.json)
+            for block in inputs[:1]:
+                action_id = block["element"].get("action_id", "")
+                return _Form(callback_id=view.callback_id, block_id=block["block_id"], action_id=action_id)
+        return None
 
     def _judge_well_formed(self, command: Mapping[str, Any], status: int, answered: str) -> None:
         found = re.search(r"Request #([0-9]+) is recorded", answered)
@@ -567,7 +612,9 @@ class _Forger:
 
     def _hostile(self) -> Hostile:
         dice = self._dice
-        kind = dice.choice(["command"] * 5 + ["click"] * 6 + ["view", "event", "shortcut", "again"])
+        kind = dice.choice(
+            ["command"] * 5 + ["click"] * 6 + ["form"] * 3 + ["home", "view", "event", "shortcut", "again"]
+        )
         if kind == "again" and self._last is not None:
             return self._signed("again", self._last.body, dict(self._last.headers)["Content-Type"])
         fields: dict[str, Any] = (
@@ -577,7 +624,7 @@ class _Forger:
         family = f"{kind} {' and '.join(sorted(how)) or 'as it should be'}"
         if kind == "command" and dice.random() < 0.7:
             return self._signed(family, mutations.form_body(dice, fields), FORM)
-        if kind != "event" and dice.random() < 0.8:
+        if kind not in {"event", "home"} and dice.random() < 0.8:
             return self._signed(family, mutations.form_body(dice, {"payload": json.dumps(fields)}), FORM)
         return self._signed(f"{family}, as JSON", json.dumps(fields).encode(), JSON)
 
@@ -597,11 +644,29 @@ class _Forger:
         card = {"type": "message", "message_ts": dice.choice(["1.000002", "9.9"]), "channel_id": DESK}
         action = {
             "type": "button",
-            "action_id": dice.choice(["approve", "deny", "approve", "withdraw"]),
+            "action_id": dice.choice(["approve", "deny", "approve", "withdraw", "deny_with_reason"]),
             "block_id": "b",
         }
         past = dice.choice([target, target, target, dice.choice([*self._ledger.requests]), 10**9])
         match kind:
+            case "form":
+                form = self._ledger.form or FORM_BEFORE_IT_IS_KNOWN
+                filled = {"type": "plain_text_input", "value": dice.choice(REASONS)}
+                view = {
+                    "id": f"V{dice.randrange(100)}",
+                    "type": "modal",
+                    "callback_id": dice.choice([form.callback_id] * 4 + ["deny", "approve", "settings"]),
+                    "private_metadata": str(past),
+                    "hash": "1.abc",
+                    "state": {"values": {form.block_id: {form.action_id: filled}}},
+                }
+                return fields | {"type": "view_submission", "view": view, "response_urls": []}
+            case "home":
+                opened: dict[str, Any] = {"type": "app_home_opened", "user": person.id, "channel": "D1", "tab": "home"}
+                if dice.random() < 0.5:
+                    opened |= {"tab": "messages", "view": {"id": "V2", "type": "home", "hash": "1.abc"}}
+                about = {"type": "event_callback", "team_id": HOME, "event_id": "Ev1", "event_time": 1}
+                return about | {"event": opened | {"event_ts": "1.0"}, "authorizations": []}
             case "view":
                 view = {"id": "V1", "type": "modal", "callback_id": "approve", "private_metadata": str(target)}
                 return fields | {"type": dice.choice(["view_submission", "view_closed"]), "view": view}
@@ -631,7 +696,10 @@ class _Forger:
         asked = self._ledger.asks(fields) if is_command and is_taken else None
         decided = self._ledger.decides(fields) if is_taken and not is_command else None
         expect(
-            is_taken or not _is_good(hostile), f"status {status} for what Slack sends:", hostile.family, hostile.body
+            is_taken or not _is_good(hostile, forms=self.knows_forms),
+            f"status {status} for what Slack sends:",
+            hostile.family,
+            hostile.body,
         )
         expect(status < 500, f"status {status} for a signed delivery:", hostile.family, hostile.body)
         expect(not any(ping in answered for ping in PINGS), "an answer pings:", answered, hostile.body)
@@ -649,7 +717,9 @@ class _Forger:
             if seen.decisions != before.decisions
             else []
         )
-        self._judge_decision(decided, rows, hostile)
+        # What is wrong with a form that was altered, its reason perhaps, is for the bot to say.
+        is_sure = fields.get("type") != "view_submission" or hostile.family == "form as it should be"
+        self._judge_decision(decided, rows, hostile, is_sure=is_sure)
         if seen.notices != before.notices:
             user = fields.get("user")
             clicker = _plain(user, "id") if isinstance(user, dict) else ""
@@ -666,11 +736,12 @@ class _Forger:
             self._ledger.add(row["id"], _Request(uuid=row["order_uuid"], requester=row["requester_id"]))
 
     def _judge_decision(
-        self, decided: tuple[int, str, str] | None, rows: list[dict[str, Any]], hostile: Hostile
+        self, decided: tuple[int, str, str] | None, rows: list[dict[str, Any]], hostile: Hostile, *, is_sure: bool
     ) -> None:
         right = [] if decided is None else [decided]
         found = [(row["request_id"], row["kind"], row["actor_id"]) for row in rows]
-        self._findings.expect(found == right, "not the right decisions of a delivery:", found, right, hostile.body)
+        is_right = found == right or (not is_sure and not found)
+        self._findings.expect(is_right, "not the right decisions of a delivery:", found, right, hostile.body)
         for row in rows:
             self._ledger.decide(row["request_id"], row["kind"])
             if row["request_id"] in self._targets:
@@ -679,12 +750,15 @@ class _Forger:
 
 GOOD: Final = {"command as it should be": "command", "click as it should be": "payload"}
 """The families that Slack could have sent, and the field that tells them."""
+GOOD_FORMS: Final = {"form as it should be": "payload"}
+"""The same of a bot that opens forms."""
 
 
-def _is_good(hostile: Hostile) -> bool:
+def _is_good(hostile: Hostile, *, forms: bool) -> bool:
     """Whether Slack could have sent it: nothing mutated, in the right wrapping, no field twice."""
     names = [name for name, _ in parse_qsl(hostile.body.decode(), keep_blank_values=True)]
-    return GOOD.get(hostile.family) in names and len(names) == len(set(names))
+    good = GOOD | GOOD_FORMS if forms else GOOD
+    return good.get(hostile.family) in names and len(names) == len(set(names))
 
 
 def _fields(hostile: Hostile) -> dict[str, Any]:
