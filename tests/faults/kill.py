@@ -11,8 +11,8 @@ commit that writes so down.
 
 Some orders need two approvals, and requests that wait are looked at again, with what that may find and how it may fail.
 
-No kill at the commit of `outcome.settled`: that is the command line's, whose process is another one. Any other point
-that was never reached is told as a broken promise of the experiment itself.
+No kill at the commits of the command line, whose process is another one. Any other point that was never reached is told
+as a broken promise of the experiment itself.
 """
 
 import json
@@ -45,6 +45,7 @@ from faults.judge import MAX_EVENTS, SAYS, judge
 from faults.stand import APPROVERS, Stand, stand
 from faults.stand import Pressed as Acknowledged
 
+BY_COMMAND_LINE: Final = (Action.OUTCOME_SETTLED, Action.AUDIT_VERIFIED)
 KILLS_AT_POINTS: Final = 110
 """Each point once, the rest of them at points once more."""
 RANDOM_KILLS: Final = 10
@@ -195,7 +196,7 @@ class Wish:
 
 def run(ground: Ground) -> Figures:
     figures = Figures(experiment="kill -9", database=ground.kind)
-    wanted = [point for point in POINTS if not point.endswith(Action.OUTCOME_SETTLED)]
+    wanted = [point for point in POINTS if not point.endswith(BY_COMMAND_LINE)]
     dice = random.Random(ground.seed)
     at_points = _at_points(wanted, dice, ground)
     planned = {each.point for each in at_points if each.point is not None}
