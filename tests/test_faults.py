@@ -3,10 +3,15 @@
 from pathlib import Path
 
 import pytest
+from faults.faulty_bot import CALLS, POINTS, REFRESHING
 from faults.figures import Ground
 from faults.mutants import MUTANTS, ROOT, Mutant, planted
 from faults.run import EXPERIMENTS, SqliteFiles, play_on
 from postgresql import Postgresql
+
+from bot.database.store import SqlStore
+from bot.slack.notifier import Notifier
+from bot.upbit.client import UpbitClient
 
 SMALL = {
     ("kill", "sqlite"): 0.03,
@@ -46,6 +51,15 @@ def test_no_promise_is_broken(name: str, kind: str, tmp_path: Path, request: pyt
     assert not figures.violations, "\n".join(figures.violations)
     assert figures.requests
     assert figures.faults.total()
+
+
+def test_every_point_at_which_the_bot_can_be_killed_is_somewhere() -> None:
+    """A verb that was renamed would be a point that is never reached, and only the whole experiment would say so."""
+    rooms = {"exchange": UpbitClient, "slack": Notifier}
+    calls = [call.split(".") for call in CALLS]
+    assert all(callable(getattr(rooms[room], verb)) for room, verb in calls)
+    assert all(callable(getattr(SqlStore, verb)) for verb in REFRESHING)
+    assert len(set(POINTS)) == len(POINTS)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
