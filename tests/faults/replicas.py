@@ -550,7 +550,8 @@ def _by_person(clicks: Iterable[_Click]) -> dict[tuple[int, str], list[_Click]]:
 def _winners(here: Stand) -> tuple[dict[int, frozenset[str]], Counter[tuple[int, str]]]:
     """By request: the names of those who decided it; and how many decisions of each person are kept."""
     with here.database.read() as connection:
-        states = dict(connection.execute(select(cancel_requests.c.id, cancel_requests.c.state)).tuples())
+        rows = connection.execute(select(cancel_requests.c.id, cancel_requests.c.state))
+        states = {row.id: row.state for row in rows}
         made = connection.execute(select(decisions)).all()
     winners: dict[int, set[str]] = defaultdict(set)
     for row in made:
