@@ -104,6 +104,7 @@ class Bot:
             approval_ttl=settings.approval_ttl,
             send_within=settings.send_within,
             refresh_every=settings.refresh_every,
+            approvals_channel_id=settings.approvals_channel or None,
             new_nonce=lambda: str(uuid.uuid4()),
         )
         self._worker = Worker(
@@ -211,6 +212,7 @@ class Bot:
             afterwards=self,
             identity=lambda: self._identity,
             max_open_requests=settings.max_open_requests_per_person,
+            channels=settings.channels,
         )
         app = listeners.bolt_app(bot_token=settings.slack_bot_token.get_secret_value(), signing_secret=secret)
         if settings.socket_mode:
@@ -251,6 +253,7 @@ def build_policy(settings: Settings) -> ApprovalPolicy:
     return ApprovalPolicy(
         approvers=settings.approvers,
         requesters=settings.requesters,
+        channels=settings.channels,
         self_approval=settings.self_approval,
         approvals_required=settings.approvals_required,
         tiers=settings.approval_tiers,

@@ -158,7 +158,7 @@ class SilentMessenger:
     """A Slack that takes everything."""
 
     def post_card(self, request: CancelRequest) -> tuple[str, str]:
-        return request.channel_id, "1790000000.000100"
+        return request.card_goes_to, "1790000000.000100"
 
     def redraw_card(self, request: CancelRequest, *, channel_id: str, ts: str) -> None:
         pass

@@ -155,6 +155,8 @@ CASES: Final[Mapping[str, CancelRequest]] = {
     "pending_many_approvers": replace(PENDING, approvers=tuple(f"U{n:03}" for n in range(200))),
     "pending_partly_filled": replace(PENDING, order_now=replace(PARTLY, state="wait"), looked_at=minutes(3)),
     "pending_unseen": replace(PENDING, unseen_since=minutes(3)),
+    "pending_card_elsewhere": replace(PENDING, approvals_channel_id="C0APPROVALS"),
+    "pending_asked_in_a_direct_message": replace(PENDING, channel_id="D0DANA", approvals_channel_id="C0APPROVALS"),
     "refused_cannot_post": replace(REFUSED, cause="cannot_post:not_in_channel"),
     "refused_already_done": replace(REFUSED, cause="already_done", order_now=FILLED),
     "approved": APPROVED,
@@ -219,6 +221,7 @@ COMMANDS: Final = (
     Reason.NOT_A_UUID,
     Reason.NOT_A_REQUESTER,
     Reason.OTHER_WORKSPACE,
+    Reason.CHANNEL_NOT_ALLOWED,
     Reason.ORDER_HAS_OPEN_REQUEST,
     Reason.TOO_MANY_OPEN_REQUESTS,
 )
@@ -252,7 +255,15 @@ UPBIT_ERRORS: Final = (
     "too_many_requests",
     "banned",
 )
-SLACK_ERRORS: Final = ("not_in_channel", "channel_not_found", "is_archived", "restricted_action_read_only_channel")
+ALLOWED: Final = frozenset({"C0DESK", "C0OPS", "D0DANA", "D0BEN"})
+SLACK_ERRORS: Final = (
+    "not_in_channel",
+    "channel_not_found",
+    "is_archived",
+    "restricted_action_read_only_channel",
+    "messages_tab_disabled",
+    "a_new_word",
+)
 
 
 # --- Snapshots ------------------------------------------------------------------------------------------------------
@@ -344,6 +355,16 @@ def _private_lines() -> Iterator[tuple[str, str]]:
     for error in SLACK_ERRORS:
         refused = replace(REFUSED, cause=f"cannot_post:{error}")
         yield f"request: cannot_post, {error}", messages.request_refused(refused)
+        elsewhere = replace(refused, approvals_channel_id="C0APPROVALS")
+        yield f"request: cannot_post in APPROVALS_CHANNEL, {error}", messages.request_refused(elsewhere)
+    card_elsewhere = CASES["pending_card_elsewhere"]
+    link = messages.permalink("https://desk.slack.com/", "C0APPROVALS", "1790000000.000100")
+    yield "notice: card elsewhere", messages.card_elsewhere(card_elsewhere, link=link)
+    yield "notice: card elsewhere, no link", messages.card_elsewhere(card_elsewhere, link=None)
+    yield (
+        "command: not here, many channels",
+        messages.command_refused(Reason.CHANNEL_NOT_ALLOWED, channels=[f"C{n:02}" for n in range(40)]),
+    )
     for error in UPBIT_ERRORS:
         refused = replace(REFUSED, cause=f"exchange_refused:{error}")
         yield f"request: exchange_refused, {error}", messages.request_refused(replace(refused, said="키가 없습니다"))
@@ -352,7 +373,7 @@ def _private_lines() -> Iterator[tuple[str, str]]:
 
 def _command(reason: Reason) -> str:
     link = messages.permalink("https://desk.slack.com/", "C0DESK", "1790000000.000100")
-    return messages.command_refused(reason, open_request=PENDING, link=link, text="abc", limit=20)
+    return messages.command_refused(reason, open_request=PENDING, link=link, text="abc", limit=20, channels=ALLOWED)
 
 
 def _click(reason: Reason) -> str:

@@ -45,6 +45,7 @@ from bot.workflow import (
     LONGEST_HOLD_S,
     NOTICE_LIFETIME,
     RESPONSE_URL_LIFETIME,
+    TOLD_ONCE,
     Command,
     Lane,
     Lease,
@@ -358,7 +359,7 @@ class SqlTransaction:
             .where(cancel_requests.c.requester_id == requester_id, _is_open())
         ).scalar_one()
 
-    def create(self, command: Command) -> CancelRequest:
+    def create(self, command: Command, *, approvals_channel_id: str | None = None) -> CancelRequest:
         assert command.order_uuid is not None
         _, state = TRANSITIONS[Action.REQUEST_CREATED]
         request_id = self._connection.execute(
@@ -371,6 +372,7 @@ class SqlTransaction:
                 reason=command.reason,
                 team_id=command.team_id,
                 channel_id=command.channel_id,
+                approvals_channel_id=approvals_channel_id,
                 trigger_id=command.trigger_id,
                 response_url=command.response_url,
                 created_at=self.now,
@@ -383,6 +385,7 @@ class SqlTransaction:
             Action.REQUEST_CREATED,
             request,
             actor=command.requester,
+            details={} if approvals_channel_id is None else {"approvals_channel_id": approvals_channel_id},
             reason=command.reason,
             trigger_id=command.trigger_id,
         )
@@ -479,7 +482,7 @@ class SqlTransaction:
 
     def tell(self, notice: Notice) -> None:
         request_id = self._request.id if self._request is not None else None
-        if notice.kind is NoticeKind.STILL_READING and self._is_told(request_id, notice.kind):
+        if notice.kind in TOLD_ONCE and self._is_told(request_id, notice.kind):
             return
         self._connection.execute(
             insert(notices).values(

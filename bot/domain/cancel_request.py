@@ -118,6 +118,7 @@ class CancelRequest:
     channel_id: str  #: the channel where the command was typed
     trigger_id: str
     created_at: datetime
+    approvals_channel_id: str | None = None  #: where its card goes, frozen with the command; None = where it was typed
 
     # Frozen when the request is opened
     order: Order | None = None  #: the order as approvers were shown it
@@ -173,6 +174,16 @@ class CancelRequest:
     @property
     def is_open(self) -> bool:
         return self.state in OPEN_STATES
+
+    @property
+    def card_goes_to(self) -> str:
+        """The channel that its card is posted in."""
+        return self.approvals_channel_id or self.channel_id
+
+    @property
+    def is_card_elsewhere(self) -> bool:
+        """Whether who typed the command does not see the card where they typed it."""
+        return self.card_goes_to != self.channel_id
 
     @property
     def market(self) -> str | None:

@@ -538,9 +538,9 @@ class ModelSlack:
 
     def post_card(self, request: CancelRequest) -> tuple[str, str]:
         self._call()
-        if request.channel_id == CLOSED_CHANNEL:
+        if request.card_goes_to == CLOSED_CHANNEL:
             raise CannotPost("not_in_channel")
-        place = (request.channel_id, self._next_ts())
+        place = (request.card_goes_to, self._next_ts())
         self._draw(request, place)
         self._answer()
         return place
