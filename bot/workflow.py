@@ -45,6 +45,7 @@ from bot.domain.cancel_request import (
 )
 from bot.domain.errors import CannotPost, CommitInDoubt, NothingDone, Overtaken, StoreError, TryLater
 from bot.domain.order import Order
+from bot.domain.quote import BestPrices, NoPrices, Quote
 from bot.domain.tiers import Requirement, remaining_value
 
 LOOK_GAPS_S: Final = (0.1, 0.2, 0.4, 0.8, 1.5, 3.0)
@@ -238,6 +239,14 @@ class Exchange(Protocol):
         ...
 
 
+class Quotations(Protocol):
+    """What the workflow needs of the market, which it can do without."""
+
+    def best_prices(self, market: str) -> BestPrices | NoPrices:
+        """The best prices now, or why there are none; within a second, whatever happens."""
+        ...
+
+
 class Messenger(Protocol):
     """What the workflow needs of Slack. Every verb raises CannotPost or TryLater."""
 
@@ -397,6 +406,7 @@ class CancelWorkflow:
         *,
         store: Store,
         exchange: Exchange,
+        quotations: Quotations,
         messenger: Messenger,
         policy: ApprovalPolicy,
         approval_ttl: timedelta,
@@ -408,6 +418,7 @@ class CancelWorkflow:
     ) -> None:
         self._store = store
         self._exchange = exchange
+        self._quotations = quotations
         self._messenger = messenger
         self._policy = policy
         self._approval_ttl = approval_ttl
@@ -706,7 +717,7 @@ class CancelWorkflow:
                 too_few = self._policy.opening_refusal(request.requester, approvals=needed.approvals)
                 if too_few is not None:
                     return self._refuse(lease, too_few, order=order, answer=answer, needed=needed)
-                return self._ask(lease, order, needed)
+                return self._ask(lease, order, needed, self._quotations.best_prices(order.market))
             case Refused(name="order_not_found"):
                 return self._refuse(lease, Reason.ORDER_NOT_FOUND, answer=answer)
             case Refused(name="out_of_scope"):
@@ -718,14 +729,21 @@ class CancelWorkflow:
             case _:
                 assert_never(answer)
 
-    def _ask(self, lease: Lease, order: Order, needed: Requirement) -> "Step":
+    def _ask(self, lease: Lease, order: Order, needed: Requirement, prices: BestPrices | NoPrices) -> "Step":
         with self._store.transaction(lease.request_id, lease=lease) as tx:
             request = _locked(tx)
             approvers = self._policy.approvers_of(request.requester)
+            quote, quote_json = _frozen(prices, tx.now)
             opened = tx.move(
                 Action.REQUEST_OPENED,
-                details={"order": _order_json(order), **_needed_json(needed, order), "approvers": list(approvers)},
+                details={
+                    "order": _order_json(order),
+                    **_needed_json(needed, order),
+                    "approvers": list(approvers),
+                    "quote": quote_json,
+                },
                 order=order,
+                quote=quote,
                 order_now=order,
                 looked_at=tx.now,
                 approvals_required=needed.approvals,
@@ -1358,6 +1376,14 @@ def _needed_json(needed: Requirement, order: Order | None) -> dict[str, Json]:
         "approval_rule": str(needed.rule) if needed.rule is not None else None,
         "remaining_value": format(value, "f") if value is not None else None,
     }
+
+
+def _frozen(prices: BestPrices | NoPrices, now: datetime) -> tuple[Quote | None, Json]:
+    """What approvers are shown of the market, for the row and for the audit, which also keeps why there is nothing."""
+    if isinstance(prices, NoPrices):
+        return None, {"error": prices.cause}
+    quote = Quote(bid=prices.bid, ask=prices.ask, quoted_at=now)
+    return quote, dict(quote.to_json())
 
 
 def _call_json(call: Call) -> Json:

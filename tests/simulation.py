@@ -51,6 +51,7 @@ from bot.domain.cancel_request import (
 )
 from bot.domain.errors import CannotPost, CommitInDoubt, IllegalTransition, NothingDone, StoreError, TryLater
 from bot.domain.order import Order
+from bot.domain.quote import BestPrices, NoPrices
 from bot.domain.tiers import parse_tiers
 from bot.workflow import CancelWorkflow, Click, Command, Notice, NoticeKind, settle
 
@@ -294,6 +295,27 @@ class SimulatedExchange:
         return Unknown(cause=kind, call=call)
 
 
+class SimulatedQuotations:
+    """The market's prices, where there are any. The Quotations of `bot.workflow`."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+
+    def best_prices(self, market: str) -> BestPrices | NoPrices:
+        world = self._world
+        assert market in {"KRW-BTC", "KRW-ETH"}
+        assert world.transactions == 0, "a transaction is open during exchange.quote"
+        prices = BestPrices(bid=Decimal(990), ask=Decimal(1010))
+        if world.seed % 6 != 1:  # by the seed and not by the dice, so that a world stays what it was
+            return prices
+        world.call("exchange.quote")
+        if world.strikes(world.weather.exchange):
+            world.pass_time(1.0)
+            return NoPrices(cause="timeout")
+        world.may_crash("after exchange.quote")
+        return prices
+
+
 class SimulatedSlack:
     """Cards and threads as people see them. The Messenger of `bot.workflow`."""
 
@@ -401,6 +423,7 @@ class World:
         return CancelWorkflow(
             store=self.store,
             exchange=self.exchange,
+            quotations=SimulatedQuotations(self),
             messenger=self.slack,
             policy=ApprovalPolicy(
                 approvers=APPROVERS,

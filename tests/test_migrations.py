@@ -90,7 +90,7 @@ def test_the_columns_for_approvals_come_and_go_under_rows_of_the_version_before(
     fill(empty)
 
 
-def test_the_channel_of_a_card_comes_and_goes_under_rows_of_the_version_before(empty: Database) -> None:
+def test_the_channel_of_a_card_and_the_quote_come_and_go_under_rows_of_the_version_before(empty: Database) -> None:
     """A request from before the upgrade has its card where it was typed, and its buttons go on working."""
     migrate(empty)
     fill(empty)
@@ -99,7 +99,7 @@ def test_the_channel_of_a_card_comes_and_goes_under_rows_of_the_version_before(e
     assert migrate(empty) == newest_revision()
     assert rows(empty, "SELECT id, state, channel_id FROM cancel_requests") == kept
     request = present(SqlStore(empty).read(kept[0][0]))
-    assert (request.card_goes_to, request.is_card_elsewhere) == (request.channel_id, False)
+    assert (request.card_goes_to, request.is_card_elsewhere, request.quote) == (request.channel_id, False, None)
     assert AuditLog(empty).verify().fault is None
 
 

@@ -1,4 +1,4 @@
-"""Where `/cancel` may be typed and where its card goes, with the real process between Slack and Upbit on loopback."""
+"""Where `/cancel` may be typed, where its card goes and what it says of the market, with the real process."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +8,7 @@ from journey import PRIVATE_WITHOUT_BOT, Asked, Journey, Mode, started
 from postgresql import Postgresql
 
 from bot.playground.demo import BEN, CARA, DANA, DESK, EMIL, cards
+from bot.playground.exchange import Mood
 from bot.playground.slack_records import Channel
 
 LOUNGE = Channel("C0LOUNGE", "lounge")
@@ -148,3 +149,56 @@ def test_a_restart_with_another_approvals_channel_posts_no_second_card(tmp_path:
         assert not cards(journey.slack, LOUNGE.id)
         later = journey.record(journey.exchange.place())
         assert journey.card_of(later, channel=LOUNGE.id).buttons
+
+
+# --- The market on the card ------------------------------------------------------------------------------------------
+
+
+def test_a_card_shows_how_far_the_order_is_from_the_market(journey: Journey) -> None:
+    """Who decides whether to cancel asks that first; the number carries its second, and the audit has it."""
+    journey.exchange.set_book("KRW-BTC", bid="97900000", ask="98000000.5")
+    uuid = journey.exchange.place(price="100000000")
+    request_id = journey.record(uuid)
+    card = journey.card_of(request_id, channel=CARDS.id)
+    (line,) = [line for line in journey.slack.words(card) if line.startswith("Market at ")]
+    assert line.endswith(
+        "when this was asked: the order's price is 2.04 % above the best ask 98,000,000.5 KRW; best bid 97,900,000 KRW"
+    )
+    quote = journey.audited(request_id, "request.opened")["details"]["quote"]
+    assert (quote["bid"], quote["ask"]) == ("97900000", "98000000.5")
+    asked = [request for request in journey.exchange.requests if request.path == "/v1/orderbook"]
+    assert {request.query for request in asked} == {"markets=KRW-BTC"}
+    assert not any("authorization" in request.headers for request in asked)
+    journey.press(EMIL, Asked(id=request_id, uuid=uuid, card=card), "deny")
+    journey.shows(Asked(id=request_id, uuid=uuid, card=card), "denied, nothing was sent")
+
+
+@pytest.mark.parametrize(
+    ("mood", "cause"),
+    [
+        (Mood.HANG, "timeout"),
+        (Mood.DROP_BEFORE, "connection_lost"),
+        (Mood.HTML_200, "not_json"),
+        (Mood.HTTP_500, "http_500"),
+        (Mood.RATELIMITED_429, "too_many_requests"),
+        (Mood.BANNED_418, "banned"),
+    ],
+)
+def test_a_quotation_that_is_down_takes_the_price_from_the_card_and_nothing_else(
+    tmp_path: Path, mood: Mood, cause: str
+) -> None:
+    """Nobody waits for it, and a ban by the quotation does not hold a cancel back."""
+    with started(tmp_path, settings={}) as journey:
+        journey.exchange.set_book("KRW-BTC", bid="97900000", ask="98000000")
+        journey.exchange.set_mood("GET /v1/orderbook", mood, seconds=3600)
+        first, second = journey.ask(), journey.ask()
+        for asked in (first, second):
+            assert "Market: market price not available when this was asked" in journey.slack.words(asked.card)
+            journey.press(BEN, asked, "approve")
+        for asked in (first, second):
+            assert journey.verdict(asked).startswith("Canceled: ")
+            assert journey.audited(asked.id, "cancel.sent")["details"]["attempt"] == 1
+            assert "cancel.unsent" not in journey.actions(asked.id)
+        opened = journey.audited(first.id, "request.opened")
+        assert opened["details"]["quote"] == {"error": cause}
+        assert not journey.complaints()

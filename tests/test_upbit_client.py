@@ -353,7 +353,7 @@ def test_nothing_but_looks_and_the_cancel_of_one_order_ever_leaves(exchange: Exc
         ("DELETE", "/v1/order"),
     }
     verbs = {name for name in dir(UpbitClient) if not name.startswith("_")}
-    assert verbs == {"get_order", "get_orders", "cancel_order", "hold_s", "close"}
+    assert verbs == {"get_order", "get_orders", "cancel_order", "hold_s", "banned_s", "close"}
 
 
 def test_the_environment_changes_nothing(

@@ -19,6 +19,7 @@ from builders import (
     SECOND,
     START,
     STRANGER,
+    FixedPrices,
     HandClock,
     call,
     click,
@@ -47,6 +48,7 @@ from bot.domain.audit import Actor, Reason, timestamp
 from bot.domain.cancel_request import CanceledBy, CancelRequest, DecisionKind, State, Verdict
 from bot.domain.errors import CannotPost, IllegalTransition, NothingDone, TryLater
 from bot.domain.order import Order
+from bot.domain.quote import BestPrices, NoPrices, Quote
 from bot.domain.tiers import parse_tiers
 from bot.workflow import CancelWorkflow, Lane, Lease, Notice, NoticeKind, settle
 
@@ -153,6 +155,7 @@ class Story:
         self.slack = ScriptedSlack()
         self.policy = ApprovalPolicy(approvers=frozenset({APPROVER.id, SECOND.id, REQUESTER.id}))
         self.stalls: list[float] = []
+        self.quotations = FixedPrices()
         self.approvals_channel_id: str | None = None
 
     @property
@@ -160,6 +163,7 @@ class Story:
         return CancelWorkflow(
             store=self.store,
             exchange=self.exchange,
+            quotations=self.quotations,
             messenger=self.slack,
             policy=self.policy,
             approval_ttl=timedelta(minutes=30),
@@ -256,6 +260,50 @@ def test_an_order_that_cannot_be_canceled_is_refused_privately(story: Story, loo
     assert [line.reason for line in story.lines(NoticeKind.REQUEST_REFUSED)] == [reason]
     assert story.slack.cards == []
     assert story.request(request_id).response_url is None
+
+
+def test_the_market_is_frozen_with_the_order_when_the_request_is_opened(story: Story) -> None:
+    """Who decides sees how far the order was from it, and the auditor sees what they saw."""
+    story.quotations.prices = BestPrices(bid=Decimal("94000000.5"), ask=Decimal(94_500_000))
+    request_id = story.asked()
+    request = story.request(request_id)
+    assert request.quote == Quote(bid=Decimal("94000000.5"), ask=Decimal(94_500_000), quoted_at=START)
+    assert story.details(request_id, "request.opened")["quote"] == {
+        "bid": "94000000.5",
+        "ask": "94500000",
+        "quoted_at": timestamp(START),
+    }
+    story.quotations.prices = BestPrices(bid=Decimal(1), ask=Decimal(2))
+    story.go_on(request_id, for_s=120)
+    assert story.quotations.asked == ["KRW-BTC"]
+    assert story.request(request_id).quote == request.quote
+
+
+def test_a_market_that_does_not_answer_opens_the_request_without_a_price(story: Story) -> None:
+    """The price is a courtesy; why there is none is for the audit."""
+    story.quotations.prices = NoPrices(cause="timeout")
+    request_id = story.asked()
+    assert story.request(request_id).quote is None
+    assert story.details(request_id, "request.opened")["quote"] == {"error": "timeout"}
+
+
+@pytest.mark.parametrize("look", [DONE, CANCELED, order(state="frozen")])
+def test_the_market_is_asked_about_no_order_that_nobody_is_asked_to_cancel(story: Story, look: Order) -> None:
+    """Its limit is small, and who mistypes a hundred uuids must not use it up."""
+    story.exchange.looks = [sees(look)]
+    request_id = story.ask()
+    story.workflow.advance(request_id)
+    assert story.state(request_id) is State.REFUSED
+    assert not story.quotations.asked
+
+
+def test_the_market_is_asked_about_no_order_that_too_few_may_approve(story: Story) -> None:
+    """Nor where the request ends for another reason."""
+    story.policy = ApprovalPolicy(approvers=frozenset({APPROVER.id}), tiers=parse_tiers("KRW-*:1=2"))
+    request_id = story.ask()
+    story.workflow.advance(request_id)
+    assert story.state(request_id) is State.REFUSED
+    assert not story.quotations.asked
 
 
 def test_a_slow_exchange_is_told_once_and_given_up_after_a_minute(story: Story) -> None:

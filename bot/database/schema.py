@@ -117,6 +117,7 @@ cancel_requests = Table(
     Column("approval_rule", Text),
     Column("not_counted", Text, nullable=False, server_default=""),
     Column("approvals_channel_id", Text),
+    Column("quote", Text),
     UniqueConstraint("trigger_id"),
     Index(
         "uq_cancel_requests_open_order",

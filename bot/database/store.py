@@ -40,6 +40,7 @@ from bot.domain.cancel_request import (
 )
 from bot.domain.errors import Overtaken
 from bot.domain.order import Order, dump_order, load_order
+from bot.domain.quote import Quote, dump_quote, load_quote
 from bot.domain.tiers import Tier, parse_tier
 from bot.workflow import (
     LONGEST_HOLD_S,
@@ -658,6 +659,8 @@ def _to_sql(changes: Mapping[str, Any]) -> dict[str, Any]:
 def _value_to_sql(name: str, value: Any) -> Any:
     if name in _ORDERS and isinstance(value, Order):
         return dump_order(value)
+    if isinstance(value, Quote):
+        return dump_quote(value)
     if isinstance(value, Tier):
         return str(value)
     return ",".join(value) if name in _TEXT_LISTS else value
@@ -679,7 +682,8 @@ _SAME_NAME: Final = tuple(
     name
     for name in CancelRequest.__dataclass_fields__
     if name in cancel_requests.c
-    and name not in {*_ORDERS, *_TEXT_LISTS, "state", "approval_rule", "said_state", "canceled_by", "settled_verdict"}
+    and name
+    not in {*_ORDERS, *_TEXT_LISTS, "state", "quote", "approval_rule", "said_state", "canceled_by", "settled_verdict"}
 )
 
 
@@ -691,6 +695,7 @@ def _from_row(row: RowMapping, made: tuple[Decision, ...]) -> CancelRequest:
         requester=Actor(id=row["requester_id"], name=row["requester_name"], team_id=row["team_id"]),
         order=load_order(row["order"]) if row["order"] else None,
         order_now=load_order(row["order_now"]) if row["order_now"] else None,
+        quote=load_quote(row["quote"]) if row["quote"] else None,
         approval_rule=parse_tier(row["approval_rule"]) if row["approval_rule"] else None,
         approvers=_text_list(row["approvers"]),
         not_counted=_text_list(row["not_counted"]),

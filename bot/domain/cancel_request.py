@@ -21,6 +21,7 @@ from typing import Final
 from bot.domain.audit import Action, Actor, Reason
 from bot.domain.errors import IllegalTransition
 from bot.domain.order import Order
+from bot.domain.quote import Quote
 from bot.domain.tiers import Tier
 
 
@@ -122,6 +123,7 @@ class CancelRequest:
 
     # Frozen when the request is opened
     order: Order | None = None  #: the order as approvers were shown it
+    quote: Quote | None = None  #: what the market bid and asked then; None where that could not be told
     approvals_required: int = 1
     approval_rule: Tier | None = None  #: the rule that asks for so many; None where `APPROVALS_REQUIRED` does
     approvers: tuple[str, ...] = ()  #: ids of those who may approve

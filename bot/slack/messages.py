@@ -26,6 +26,7 @@ from bot.domain.cancel_request import (
     Verdict,
 )
 from bot.domain.order import Order, OrderState
+from bot.domain.quote import Distance, Side, distance
 from bot.domain.tiers import remaining_value
 
 ACTION_APPROVE: Final = "approve"
@@ -46,6 +47,8 @@ REASON_CHARS: Final = 1000
 WORD_CHARS: Final = 200
 SAID_CHARS: Final = 300
 NAMES_SHOWN: Final = 12
+LEAST_PERCENT: Final = Decimal("0.01")
+MOST_PERCENT: Final = 10_000
 
 Block = dict[str, Any]
 
@@ -128,6 +131,11 @@ def when(moment: datetime) -> str:
     """The moment in the reader's own time zone, in UTC where a client cannot do that."""
     fallback = moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return f"<!date^{int(moment.timestamp())}^{{date_short_pretty}} {{time}}|{fallback}>"
+
+
+def _to_the_second(moment: datetime) -> str:
+    fallback = moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return f"<!date^{int(moment.timestamp())}^{{date_short_pretty}} {{time_secs}}|{fallback}>"
 
 
 def amount(value: Decimal | None, currency: str) -> str:
@@ -433,6 +441,8 @@ def card(request: CancelRequest, *, notify: Sequence[str], is_new: bool = False)
     reason = f"*Reason:* {literal(request.reason, REASON_CHARS)}" if request.reason.strip() else "*Reason:* none given"
     asked = f"*Asked by:* {mention(request.requester.id)} {when(request.created_at)}{_asked_elsewhere(request)}"
     lines = [asked, *_approval_lines(request, is_new=is_new)]
+    if request.opened_at:
+        lines.append(_market(request))
     if request.looked_at:
         lines.append(f"*Order last seen:* {when(request.looked_at)}")
     pending = request.state is State.PENDING
@@ -533,6 +543,35 @@ def _approval_lines(request: CancelRequest, *, is_new: bool) -> list[str]:
     if decided := _decisions(request):
         lines.append(f"*Decided:* {decided}")
     return lines
+
+
+def _market(request: CancelRequest) -> str:
+    """How far the order is from the market, as it was when the request was opened."""
+    quote, order = request.quote, request.order
+    if quote is None or order is None:
+        return "*Market:* market price not available when this was asked"
+    at = f"*Market at {_to_the_second(quote.quoted_at)}, when this was asked:*"
+    best = {Side.BID: f"best bid {amount(quote.bid, order.quote_currency)}"}
+    best[Side.ASK] = f"best ask {amount(quote.ask, order.quote_currency)}"
+    far = distance(order, quote)
+    if far is None:
+        return f"{at} {best[Side.BID]}, {best[Side.ASK]}"
+    other = Side.ASK if far.side is Side.BID else Side.BID
+    reached = ", so it may be filled at any moment" if far.is_reached and order.state == OrderState.WAIT else ""
+    return f"{at} the order's price is {_how_far(far)} the {best[far.side]}{reached}; {best[other]}"
+
+
+def _how_far(far: Distance) -> str:
+    """`2.1 % below`, or `at`."""
+    if not far.percent:
+        return "at"
+    where = "below" if far.percent < 0 else "above"
+    percent = abs(far.percent)
+    if percent < LEAST_PERCENT:
+        return f"less than {LEAST_PERCENT} % {where}"
+    if percent > MOST_PERCENT:
+        return f"more than {MOST_PERCENT:,} % {where}"
+    return f"{amount(percent.quantize(LEAST_PERCENT), '')} % {where}"
 
 
 def _count(request: CancelRequest) -> str:

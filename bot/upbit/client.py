@@ -429,6 +429,11 @@ class UpbitClient:
         held = self._brake.held(method)
         return held[1] if held else 0.0
 
+    def banned_s(self) -> float:
+        """For how many seconds Upbit bans us; 0 where it does not."""
+        cause, held_s = self._brake.held("DELETE") or (None, 0.0)
+        return held_s if cause == "banned" else 0.0
+
     def close(self) -> None:
         """Wait for the calls under way (no longer than the deadline), then close every connection.
 

@@ -1,4 +1,4 @@
-"""The channel that a request's card goes to, where that is not the one in which the command was typed."""
+"""The channel that a request's card goes to, and the best prices when it was opened."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,9 @@ depends_on: str | Sequence[str] | None = None
 
 def upgrade() -> None:
     op.add_column("cancel_requests", sa.Column("approvals_channel_id", sa.Text))
+    op.add_column("cancel_requests", sa.Column("quote", sa.Text))
 
 
 def downgrade() -> None:
+    op.drop_column("cancel_requests", "quote")
     op.drop_column("cancel_requests", "approvals_channel_id")

@@ -23,7 +23,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
-from builders import APPROVER, HOME, REQUESTER, SECOND, START, STRANGER, command, order, order_uuid
+from builders import APPROVER, HOME, REQUESTER, SECOND, START, STRANGER, FixedPrices, command, order, order_uuid
 from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -630,6 +630,7 @@ class Stage:
         return CancelWorkflow(
             store=WatchedStore(self, f"{name}{self._lives}"),
             exchange=ModelExchange(self),
+            quotations=FixedPrices(),
             messenger=self.slack,
             policy=ApprovalPolicy(approvers=APPROVERS, max_open_requests_per_person=1_000_000),
             approval_ttl=TO_DECIDE,
