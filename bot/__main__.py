@@ -56,10 +56,10 @@ def run() -> None:
 @main.command()
 def check() -> None:
     """Try the settings, the database, Slack and Upbit, without changing anything."""
-    from bot.app import build_notifier, build_upbit_client  # noqa: PLC0415
+    from bot.app import build_upbit_client  # noqa: PLC0415
     from bot.database.migration import check_revision  # noqa: PLC0415
     from bot.domain.answer import Found, Refused  # noqa: PLC0415
-    from bot.domain.errors import MessengerError, StoreError  # noqa: PLC0415
+    from bot.domain.errors import StoreError  # noqa: PLC0415
 
     settings = _settings()
     wrong = 0
@@ -81,12 +81,8 @@ def check() -> None:
         report("database", str(error), "")
     else:
         report("database", None, settings.database_shown)
-    try:
-        identity = build_notifier(settings).who_am_i()
-    except MessengerError as error:
-        report("Slack", f"auth.test failed: {error}", "")
-    else:
-        report("Slack", None, f"workspace {identity.team_id} ({identity.team_url}), bot {identity.bot_user_id}")
+    for what, fault, fine in _slack_findings(settings):
+        report(what, fault, fine)
     upbit = build_upbit_client(settings)
     try:
         answer = upbit.get_order("00000000-0000-0000-0000-000000000000")
@@ -288,6 +284,33 @@ def demo(*, socket_mode: bool) -> None:
 
 
 # --- What the commands share ----------------------------------------------------------------------------------------
+
+
+def _slack_findings(settings: Settings) -> Iterator[tuple[str, str | None, str]]:
+    """What was tried at Slack, what is wrong with it, and what can be said for it; nothing is posted."""
+    from bot.app import build_notifier  # noqa: PLC0415
+    from bot.domain.errors import MessengerError  # noqa: PLC0415
+
+    notifier, channel_id = build_notifier(settings), settings.approvals_channel
+    try:
+        identity = notifier.who_am_i()
+    except MessengerError as error:
+        yield "Slack", f"auth.test failed: {error}", ""
+        return
+    yield "Slack", None, f"workspace {identity.team_id} ({identity.team_url}), bot {identity.bot_user_id}"
+    if not channel_id:
+        return
+    fault = None
+    try:
+        if not notifier.can_see_channel(channel_id):
+            fault = f"{channel_id} is not in this workspace, or is private without the bot: type /invite there"
+    except MessengerError as error:
+        fault = f"chat.getPermalink failed: {error}"
+    fine = (
+        f"the bot sees {channel_id}; whether it is archived, or lets only some people post, Slack tells only when a "
+        "card is posted"
+    )
+    yield "approvals channel", fault, fine
 
 
 def _fail(fault: str) -> NoReturn:

@@ -25,6 +25,7 @@ from bot.settings import Settings
 from bot.slack.listeners import Listeners
 from bot.slack.notifier import TIMEOUT_S, Identity, Notifier
 from bot.upbit.client import UpbitClient
+from bot.upbit.quotation import QuotationClient
 from bot.web.door import SLACK_PATH, Door, Readiness
 from bot.web.server import serve
 from bot.worker import Crew, Job, Worker
@@ -56,13 +57,16 @@ class Neighbours:
 
     database: Database
     upbit: UpbitClient
+    quotations: QuotationClient
     notifier: Notifier
 
 
 def build_neighbours(settings: Settings) -> Neighbours:
+    upbit = build_upbit_client(settings)
     return Neighbours(
         database=Database(settings.database_url.get_secret_value()),
-        upbit=build_upbit_client(settings),
+        upbit=upbit,
+        quotations=QuotationClient(server_url=settings.upbit_open_api_server_url, banned_s=upbit.banned_s),
         notifier=build_notifier(settings),
     )
 
@@ -95,15 +99,18 @@ class Bot:
         self._database = neighbours.database
         self._store = SqlStore(self._database)
         self._upbit = neighbours.upbit
+        self._quotations = neighbours.quotations
         self._notifier = neighbours.notifier
         self._workflow = CancelWorkflow(
             store=self._store,
             exchange=self._upbit,
+            quotations=self._quotations,
             messenger=self._notifier,
             policy=build_policy(settings),
             approval_ttl=settings.approval_ttl,
             send_within=settings.send_within,
             refresh_every=settings.refresh_every,
+            approvals_channel_id=settings.approvals_channel or None,
             new_nonce=lambda: str(uuid.uuid4()),
         )
         self._worker = Worker(
@@ -143,6 +150,7 @@ class Bot:
         ended = self._worker.stop(timeout_s=STOP_S)
         log.info("stopped" if ended else "stopped with steps under way: they are taken up again after their lease")
         self._upbit.close()
+        self._quotations.close()
         self._database.close()
 
     def nudge(self, request_id: int | None = None) -> None:
@@ -211,6 +219,7 @@ class Bot:
             afterwards=self,
             identity=lambda: self._identity,
             max_open_requests=settings.max_open_requests_per_person,
+            channels=settings.channels,
         )
         app = listeners.bolt_app(bot_token=settings.slack_bot_token.get_secret_value(), signing_secret=secret)
         if settings.socket_mode:
@@ -251,6 +260,7 @@ def build_policy(settings: Settings) -> ApprovalPolicy:
     return ApprovalPolicy(
         approvers=settings.approvers,
         requesters=settings.requesters,
+        channels=settings.channels,
         self_approval=settings.self_approval,
         approvals_required=settings.approvals_required,
         tiers=settings.approval_tiers,

@@ -28,9 +28,7 @@ from bot.domain.tiers import MAX_APPROVALS, Tier, parse_tiers
 
 LATER_SETTINGS = (
     "ADMINS",
-    "APPROVALS_CHANNEL",
     "AUDITORS",
-    "CHANNELS",
     "CHECKPOINT_CHANNEL",
     "CHECKPOINT_KEY",
     "CHECKPOINT_KEY_FILE",
@@ -92,6 +90,33 @@ def _id_fault(entry: str) -> str | None:
     if re.fullmatch(r"S[A-Z0-9]{2,}", entry):
         return "is a user group id, and user group ids are not supported by this version: list its members' user ids"
     return "is not a Slack user id (U… or W…): names do not count; in Slack open the profile, then ⋮, Copy member ID"
+
+
+def _channel_ids(text: str) -> frozenset[str]:
+    ids = _entries(text)
+    if not ids:
+        raise ValueError("lists no channel: write Slack channel ids, or unset it")
+    faults = [f"entry {place} {_NO_CHANNEL}" for place, entry in enumerate(ids, start=1) if not _CHANNEL(entry)]
+    if faults:
+        raise ValueError("; ".join(faults))
+    return frozenset(ids)
+
+
+def _channel_id(text: str) -> str:
+    if "," in text:
+        raise ValueError("names more than one channel: all cards go to one")
+    if not _CHANNEL(text):
+        raise ValueError(_NO_CHANNEL)
+    if text.startswith("D"):
+        raise ValueError("names a direct message, where nobody else sees the cards: write a channel's id")
+    return text
+
+
+_CHANNEL = re.compile(r"[CGD][A-Z0-9]{2,}").fullmatch
+_NO_CHANNEL = (
+    "is not a Slack channel id (C… or G…, D… for a direct message): names do not count; in Slack open the channel's"
+    " details, and copy the Channel ID at the bottom"
+)
 
 
 def _whole_number(least: int, most: int) -> Callable[[str], int]:
@@ -287,6 +312,13 @@ class Settings(DatabaseSettings):
     )
     notify: Annotated[tuple[str, ...], BeforeValidator(_user_ids)] = Field(
         default=(), description="Who is mentioned on a new card and in trouble: Slack user ids"
+    )
+    channels: Annotated[frozenset[str], BeforeValidator(_channel_ids)] = Field(
+        default=frozenset(),
+        description="Where `/cancel` may be typed: Slack channel ids, separated by commas; empty means anywhere",
+    )
+    approvals_channel: Annotated[str, BeforeValidator(_channel_id)] = Field(
+        default="", description="The channel that all cards go to: its Slack id; empty means where `/cancel` was typed"
     )
     max_open_requests_per_person: Annotated[int, BeforeValidator(_whole_number(1, 1000))] = Field(
         default=20, description="How many open requests one person may have, 1 to 1000"

@@ -45,6 +45,7 @@ from bot.domain.cancel_request import (
 )
 from bot.domain.errors import CannotPost, CommitInDoubt, NothingDone, Overtaken, StoreError, TryLater
 from bot.domain.order import Order
+from bot.domain.quote import BestPrices, NoPrices, Quote
 from bot.domain.tiers import Requirement, remaining_value
 
 LOOK_GAPS_S: Final = (0.1, 0.2, 0.4, 0.8, 1.5, 3.0)
@@ -118,6 +119,7 @@ class NoticeKind(StrEnum):
 
     STILL_READING = "still_reading"
     REQUEST_REFUSED = "request_refused"
+    CARD_ELSEWHERE = "card_elsewhere"  # where the card is, if not where the command was typed
     CLICK_REFUSED = "click_refused"
     VERDICT = "verdict"  # the thread cannot be posted to
     REDRAW = "redraw"  # not a line: somebody clicked on a second copy of the card
@@ -129,11 +131,15 @@ RESPONSE_URL_LIFETIME: Final = timedelta(minutes=25)
 NOTICE_LIFETIME: Final = {
     NoticeKind.STILL_READING: timedelta(seconds=55),
     NoticeKind.REQUEST_REFUSED: timedelta(hours=24),
+    NoticeKind.CARD_ELSEWHERE: timedelta(hours=24),
     NoticeKind.CLICK_REFUSED: timedelta(minutes=25),
     NoticeKind.VERDICT: timedelta(hours=24),
     NoticeKind.REDRAW: timedelta(hours=1),
 }
 """A line that comes later than this would confuse more than it tells."""
+
+TOLD_ONCE: Final = frozenset({NoticeKind.STILL_READING, NoticeKind.CARD_ELSEWHERE})
+"""Owed for a request once, whoever notices it first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,11 +239,19 @@ class Exchange(Protocol):
         ...
 
 
+class Quotations(Protocol):
+    """What the workflow needs of the market, which it can do without."""
+
+    def best_prices(self, market: str) -> BestPrices | NoPrices:
+        """The best prices now, or why there are none; within a second, whatever happens."""
+        ...
+
+
 class Messenger(Protocol):
     """What the workflow needs of Slack. Every verb raises CannotPost or TryLater."""
 
     def post_card(self, request: CancelRequest) -> tuple[str, str]:
-        """Post the card where the command was typed; returns its channel and ts."""
+        """Post the card where it goes; returns its channel and ts."""
         ...
 
     def redraw_card(self, request: CancelRequest, *, channel_id: str, ts: str) -> None:
@@ -275,8 +289,11 @@ class Transaction(Protocol):
 
     def count_open_requests_of(self, requester_id: str) -> int: ...
 
-    def create(self, command: Command) -> CancelRequest:
-        """Insert the request in state `requested`, due at once, and its audit event."""
+    def create(self, command: Command, *, approvals_channel_id: str | None = None) -> CancelRequest:
+        """Insert the request in state `requested`, due at once, and its audit event.
+
+        `approvals_channel_id` is where its card goes, None where the command was typed.
+        """
         ...
 
     def move(  # noqa: PLR0913 - one event has that many facts
@@ -319,7 +336,7 @@ class Transaction(Protocol):
         ...
 
     def tell(self, notice: Notice) -> None:
-        """Owe somebody a private line. A `still_reading` is owed once."""
+        """Owe somebody a private line; those of TOLD_ONCE, once."""
         ...
 
 
@@ -389,21 +406,25 @@ class CancelWorkflow:
         *,
         store: Store,
         exchange: Exchange,
+        quotations: Quotations,
         messenger: Messenger,
         policy: ApprovalPolicy,
         approval_ttl: timedelta,
         send_within: timedelta,
         refresh_every: timedelta = timedelta(seconds=30),
+        approvals_channel_id: str | None = None,
         new_nonce: Callable[[], str],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._exchange = exchange
+        self._quotations = quotations
         self._messenger = messenger
         self._policy = policy
         self._approval_ttl = approval_ttl
         self._send_within = send_within
         self._refresh_every = refresh_every
+        self._approvals_channel_id = approvals_channel_id
         self._refresh_failed = False  # the failure is written down already
         self._new_nonce = new_nonce
         self._monotonic = monotonic
@@ -437,7 +458,9 @@ class CancelWorkflow:
             return CommandAnswer(refusal=refused_before, open_request=open_request)
         refusal = self._command_refusal(tx, command, home_team=home_team, order_is_taken=open_request is not None)
         if refusal is None:
-            return CommandAnswer(request_id=tx.create(command).id)
+            # Frozen here, so that another replica with other settings posts no second card.
+            elsewhere = None if self._approvals_channel_id == command.channel_id else self._approvals_channel_id
+            return CommandAnswer(request_id=tx.create(command, approvals_channel_id=elsewhere).id)
         details: dict[str, Json] = {"reason": refusal.value}
         if open_request is not None and refusal is Reason.ORDER_HAS_OPEN_REQUEST:
             details["open_request_id"] = open_request.id
@@ -460,9 +483,10 @@ class CancelWorkflow:
         refusal = self._policy.command_refusal(
             command.requester,
             home_team=home_team,
+            channel_id=command.channel_id,
             open_requests=tx.count_open_requests_of(command.requester.id),
         )
-        if refusal is Reason.OTHER_WORKSPACE or refusal is Reason.NOT_A_REQUESTER:
+        if refusal in {Reason.OTHER_WORKSPACE, Reason.NOT_A_REQUESTER, Reason.CHANNEL_NOT_ALLOWED}:
             return refusal
         if command.order_uuid is None:
             return command.fault or Reason.USAGE
@@ -567,6 +591,7 @@ class CancelWorkflow:
         if request is None or click.message_ts is None:
             return
         if request.card_ts is None:
+            self._tell_where_card_is(tx)
             tx.change(redraw=True, card_channel_id=click.channel_id, card_ts=click.message_ts)
         elif click.message_ts == request.card_ts:
             if request.state is not State.PENDING:
@@ -692,7 +717,7 @@ class CancelWorkflow:
                 too_few = self._policy.opening_refusal(request.requester, approvals=needed.approvals)
                 if too_few is not None:
                     return self._refuse(lease, too_few, order=order, answer=answer, needed=needed)
-                return self._ask(lease, order, needed)
+                return self._ask(lease, order, needed, self._quotations.best_prices(order.market))
             case Refused(name="order_not_found"):
                 return self._refuse(lease, Reason.ORDER_NOT_FOUND, answer=answer)
             case Refused(name="out_of_scope"):
@@ -704,14 +729,21 @@ class CancelWorkflow:
             case _:
                 assert_never(answer)
 
-    def _ask(self, lease: Lease, order: Order, needed: Requirement) -> "Step":
+    def _ask(self, lease: Lease, order: Order, needed: Requirement, prices: BestPrices | NoPrices) -> "Step":
         with self._store.transaction(lease.request_id, lease=lease) as tx:
             request = _locked(tx)
             approvers = self._policy.approvers_of(request.requester)
+            quote, quote_json = _frozen(prices, tx.now)
             opened = tx.move(
                 Action.REQUEST_OPENED,
-                details={"order": _order_json(order), **_needed_json(needed, order), "approvers": list(approvers)},
+                details={
+                    "order": _order_json(order),
+                    **_needed_json(needed, order),
+                    "approvers": list(approvers),
+                    "quote": quote_json,
+                },
                 order=order,
+                quote=quote,
                 order_now=order,
                 looked_at=tx.now,
                 approvals_required=needed.approvals,
@@ -782,7 +814,7 @@ class CancelWorkflow:
                 reason=reason,
                 user_id=request.requester.id,
                 channel_id=request.channel_id,
-                response_url=request.response_url if tx.now - request.created_at < RESPONSE_URL_LIFETIME else None,
+                response_url=_usable_response_url(tx),
             )
         )
         return refused
@@ -1180,6 +1212,7 @@ class CancelWorkflow:
                 self._give_up_card(request.id, error)
                 return
             with self._store.transaction(request.id) as tx:
+                self._tell_where_card_is(tx)
                 tx.change(card_channel_id=channel_id, card_ts=ts, response_url=None)
             request = replace(request, card_channel_id=channel_id, card_ts=ts)
             self._redraw(request)
@@ -1187,6 +1220,20 @@ class CancelWorkflow:
             self._redraw(request)
         if request.state in VERDICT_STATES and request.said_state is not request.state:
             self._say(request)
+
+    @staticmethod
+    def _tell_where_card_is(tx: Transaction) -> None:
+        """Who asked does not see the card where they typed the command, if it goes elsewhere."""
+        request = _locked(tx)
+        if request.is_card_elsewhere:
+            tx.tell(
+                Notice(
+                    kind=NoticeKind.CARD_ELSEWHERE,
+                    user_id=request.requester.id,
+                    channel_id=request.channel_id,
+                    response_url=_usable_response_url(tx),
+                )
+            )
 
     def _redraw(self, request: CancelRequest) -> None:
         assert request.card_channel_id is not None
@@ -1292,6 +1339,12 @@ def _locked(tx: Transaction) -> CancelRequest:
     return request
 
 
+def _usable_response_url(tx: Transaction) -> str | None:
+    """The response_url of the command, as long as Slack takes it."""
+    request = _locked(tx)
+    return request.response_url if tx.now - request.created_at < RESPONSE_URL_LIFETIME else None
+
+
 def _gap(gaps_s: Sequence[float], attempt: int, last_s: float) -> float:
     return gaps_s[attempt] if attempt < len(gaps_s) else last_s
 
@@ -1323,6 +1376,14 @@ def _needed_json(needed: Requirement, order: Order | None) -> dict[str, Json]:
         "approval_rule": str(needed.rule) if needed.rule is not None else None,
         "remaining_value": format(value, "f") if value is not None else None,
     }
+
+
+def _frozen(prices: BestPrices | NoPrices, now: datetime) -> tuple[Quote | None, Json]:
+    """What approvers are shown of the market, for the row and for the audit, which also keeps why there is nothing."""
+    if isinstance(prices, NoPrices):
+        return None, {"error": prices.cause}
+    quote = Quote(bid=prices.bid, ask=prices.ask, quoted_at=now)
+    return quote, dict(quote.to_json())
 
 
 def _call_json(call: Call) -> Json:

@@ -17,6 +17,7 @@ from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Action, Actor
 from bot.domain.cancel_request import CancelRequest, DecisionKind
 from bot.domain.order import Order
+from bot.domain.quote import BestPrices, NoPrices
 from bot.workflow import CancelWorkflow, Click, Command, Notice
 
 T = TypeVar("T")
@@ -154,11 +155,23 @@ class OpenExchange:
         return Unknown(cause="timeout", call=call(method="DELETE", status=None))
 
 
+class FixedPrices:
+    """A quotation that never changes."""
+
+    def __init__(self, prices: BestPrices | NoPrices | None = None) -> None:
+        self.prices = prices or BestPrices(bid=Decimal(94_000_000), ask=Decimal(94_500_000))
+        self.asked: list[str] = []
+
+    def best_prices(self, market: str) -> BestPrices | NoPrices:
+        self.asked.append(market)
+        return self.prices
+
+
 class SilentMessenger:
     """A Slack that takes everything."""
 
     def post_card(self, request: CancelRequest) -> tuple[str, str]:
-        return request.channel_id, "1790000000.000100"
+        return request.card_goes_to, "1790000000.000100"
 
     def redraw_card(self, request: CancelRequest, *, channel_id: str, ts: str) -> None:
         pass
@@ -174,6 +187,7 @@ def workflow(store: SqlStore, policy: ApprovalPolicy = POLICY) -> CancelWorkflow
     return CancelWorkflow(
         store=store,
         exchange=OpenExchange(),
+        quotations=FixedPrices(),
         messenger=SilentMessenger(),
         policy=policy,
         approval_ttl=timedelta(minutes=30),

@@ -3,7 +3,7 @@
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,13 +91,13 @@ class Journey:
 
     # What people see
 
-    def card_of(self, request_id: int) -> Message:
+    def card_of(self, request_id: int, *, channel: str = DESK) -> Message:
         """The card, once it is posted and its first edit has named the approvers."""
 
         def found(slack: SlackWorkspace) -> list[Message]:
             return [
                 each
-                for each in slack.messages(DESK)
+                for each in slack.messages(channel)
                 if each.versions and each.metadata and each.metadata["event_payload"]["request_id"] == request_id
             ]
 
@@ -114,14 +114,15 @@ class Journey:
 
     def verdict(self, asked: Asked) -> str:
         """What the thread is told, once it is told."""
-        thread = self.slack.wait_for(lambda slack: slack.thread(DESK, asked.card.ts), timeout_s=WITHIN_S)
+        card = asked.card
+        thread = self.slack.wait_for(lambda slack: slack.thread(card.channel, card.ts), timeout_s=WITHIN_S)
         return "\n".join(self.slack.words(thread[-1]))
 
     def shows(self, asked: Asked, words: str) -> Message:
         """The card, once its headline says so."""
         headline = f"Cancel request #{asked.id}: {words}"
         self.slack.wait_for(lambda slack: headline_of(slack, asked.card) == headline, timeout_s=WITHIN_S)
-        shown = self.slack.message(DESK, asked.card.ts)
+        shown = self.slack.message(asked.card.channel, asked.card.ts)
         assert shown is not None
         return shown
 
@@ -218,10 +219,12 @@ def started(
     key: Key | None = None,
     settings: Mapping[str, str] | None = None,
     is_slack_away: bool = False,
+    channels: Sequence[Channel] = (),
 ) -> Iterator[Journey]:
     """A bot that is ready (unless Slack is away), in a folder of its own, with SQLite unless a URL says otherwise.
 
-    It logs at DEBUG. At the end everything that it let out is searched for secrets, and it must stop when it is told.
+    The workspace has `channels` beside its own. The bot logs at DEBUG. At the end everything that it let out is
+    searched for secrets, and it must stop when it is told.
     """
     key = key or Key()
     database_url = database_url or f"sqlite:///{folder / 'cancels.db'}"
@@ -231,7 +234,7 @@ def started(
     with (
         SlackWorkspace(
             people=(DANA, BEN, CARA, EMIL, GUEST),
-            channels=(Channel(DESK, "desk"), PRIVATE_WITHOUT_BOT, PAIR_WITHOUT_BOT),
+            channels=(Channel(DESK, "desk"), PRIVATE_WITHOUT_BOT, PAIR_WITHOUT_BOT, *channels),
             post_burst=1000,
         ) as slack,
         Exchange(keys=(key,), cancel_delay_s=CANCEL_DELAY_S, requests_per_s=1000) as exchange,

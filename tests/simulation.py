@@ -51,6 +51,7 @@ from bot.domain.cancel_request import (
 )
 from bot.domain.errors import CannotPost, CommitInDoubt, IllegalTransition, NothingDone, StoreError, TryLater
 from bot.domain.order import Order
+from bot.domain.quote import BestPrices, NoPrices
 from bot.domain.tiers import parse_tiers
 from bot.workflow import CancelWorkflow, Click, Command, Notice, NoticeKind, settle
 
@@ -81,6 +82,7 @@ INVARIANTS: Final = (
     "once the exchange can be asked, every acknowledged request ends",
     "an acknowledged approval is never forgotten: its request is decided",
     "the card shows the state of the row; a verdict is in the thread at least once",
+    "every card is where it was to go when the command was typed, and who typed it elsewhere is told",
     "verdicts are repeated only after a crash or a lost answer",
     "nobody is owed a private line for ever",
     "no transaction is open during a call",
@@ -293,6 +295,27 @@ class SimulatedExchange:
         return Unknown(cause=kind, call=call)
 
 
+class SimulatedQuotations:
+    """The market's prices, where there are any. The Quotations of `bot.workflow`."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+
+    def best_prices(self, market: str) -> BestPrices | NoPrices:
+        world = self._world
+        assert market in {"KRW-BTC", "KRW-ETH"}
+        assert world.transactions == 0, "a transaction is open during exchange.quote"
+        prices = BestPrices(bid=Decimal(990), ask=Decimal(1010))
+        if world.seed % 6 != 1:  # by the seed and not by the dice, so that a world stays what it was
+            return prices
+        world.call("exchange.quote")
+        if world.strikes(world.weather.exchange):
+            world.pass_time(1.0)
+            return NoPrices(cause="timeout")
+        world.may_crash("after exchange.quote")
+        return prices
+
+
 class SimulatedSlack:
     """Cards and threads as people see them. The Messenger of `bot.workflow`."""
 
@@ -308,10 +331,10 @@ class SimulatedSlack:
 
     def post_card(self, request: CancelRequest) -> tuple[str, str]:
         lost = self._call("slack.post_card", request)
-        if request.channel_id == "C0CLOSED":
+        if request.card_goes_to == "C0CLOSED":
             raise CannotPost("not_in_channel")
         self._ts += 1
-        place = (request.channel_id, f"{self._ts}.000")
+        place = (request.card_goes_to, f"{self._ts}.000")
         self.cards[place] = (request.id, request.state)
         self._after(lost)
         return place
@@ -392,12 +415,15 @@ class World:
         self.database = StormyDatabase(database_url, self)
         migrate(self.database)
         self.store = SqlStore(self.database)
-        self.replicas = [self._replica() for _ in range(2)]
+        # In some worlds the replicas disagree on where cards go, as they do while new settings are rolled out.
+        channels = ("C0CARDS", None) if seed % 6 == 3 else (None, None)
+        self.replicas = [self._replica(approvals_channel_id) for approvals_channel_id in channels]
 
-    def _replica(self) -> CancelWorkflow:
+    def _replica(self, approvals_channel_id: str | None) -> CancelWorkflow:
         return CancelWorkflow(
             store=self.store,
             exchange=self.exchange,
+            quotations=SimulatedQuotations(self),
             messenger=self.slack,
             policy=ApprovalPolicy(
                 approvers=APPROVERS,
@@ -407,6 +433,7 @@ class World:
             ),
             approval_ttl=timedelta(minutes=30),
             send_within=timedelta(minutes=5),
+            approvals_channel_id=approvals_channel_id,
             new_nonce=lambda: f"nonce-{self.rng.getrandbits(64):016x}",
             monotonic=self._monotonic,
         )
@@ -761,15 +788,20 @@ class World:
             assert request.card_channel_id is not None
             shown = self.slack.cards[request.card_channel_id, request.card_ts]
             assert shown == (request.id, request.state), f"the card shows {shown}"
+            places = {channel_id for (channel_id, _), (of, _) in self.slack.cards.items() if of == request.id}
+            assert places == {request.card_goes_to}, f"its cards are in {places}"
+            assert self._told(request, NoticeKind.CARD_ELSEWHERE) == request.is_card_elsewhere, "who told where it is?"
         if request.state in VERDICT_STATES:
             told = (request.id, request.state)
             posted = self.slack.verdicts[told]
             assert posted <= 1 + self.slack.excused[request.id], f"told {posted} times for no reason"
-            owed = any(
-                line.kind is NoticeKind.VERDICT and line.request is not None and line.request.id == request.id
-                for line in self.slack.lines
-            )
-            assert posted >= 1 or owed, "nobody was told how it ended"
+            assert posted >= 1 or self._told(request, NoticeKind.VERDICT), "nobody was told how it ended"
+
+    def _told(self, request: CancelRequest, kind: NoticeKind) -> bool:
+        return any(
+            line.kind is kind and line.request is not None and line.request.id == request.id
+            for line in self.slack.lines
+        )
 
     def _check_whole(self, story: dict[int, list[dict[str, Any]]]) -> None:
         seed = f"seed {self.seed}"

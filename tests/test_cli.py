@@ -603,6 +603,25 @@ def test_check_tells_that_everything_is_fine(
     assert [call.method for call in workspace.calls()] == ["auth.test"]
 
 
+def test_check_tries_the_approvals_channel_without_posting(environ: dict[str, str], workspace: SlackWorkspace) -> None:
+    """A slip in its id would refuse every request; and what cannot be known before a card is posted, is said."""
+    fine = bot("check", **environ, APPROVALS_CHANNEL="C0DESK")
+    assert fine.exit_code == 0, fine.output
+    assert "the bot sees C0DESK; whether it is archived" in fine.output
+
+    slip = bot("check", **environ, APPROVALS_CHANNEL="C0DESKK")
+    assert slip.exit_code == 1
+    assert faults(slip) == [
+        "✗ approvals channel: C0DESKK is not in this workspace, or is private without the bot: type /invite there"
+    ]
+
+    workspace.set_mood("error:internal_error", method="chat.getPermalink")
+    assert faults(bot("check", **environ, APPROVALS_CHANNEL="C0DESK")) == [
+        "✗ approvals channel: chat.getPermalink failed: internal_error"
+    ]
+    assert {call.method for call in workspace.calls()} == {"auth.test", "chat.getPermalink"}
+
+
 def test_check_shows_no_secret(environ: dict[str, str], workspace: SlackWorkspace) -> None:
     """People paste its output into tickets."""
     workspace.set_mood("error:invalid_auth")

@@ -325,7 +325,37 @@ def test_who_may_make_a_request(
 ) -> None:
     """An empty list of requesters is everyone at home; nobody floods the approvers."""
     policy = ApprovalPolicy(approvers=ALLOWED, requesters=requesters)
-    assert policy.command_refusal(actor, home_team=HOME, open_requests=open_requests) is refusal
+    assert policy.command_refusal(actor, home_team=HOME, channel_id="C0DESK", open_requests=open_requests) is refusal
+
+
+@pytest.mark.parametrize(
+    ("channels", "actor", "channel_id", "refusal"),
+    [
+        (frozenset(), REQUESTER, "C0ANYWHERE", None),
+        (frozenset({"C0DESK", "D0DANA"}), REQUESTER, "C0DESK", None),
+        (frozenset({"C0DESK", "D0DANA"}), REQUESTER, "D0DANA", None),
+        (frozenset({"C0DESK"}), REQUESTER, "D0DANA", Reason.CHANNEL_NOT_ALLOWED),
+        (frozenset({"C0DESK"}), REQUESTER, "c0desk", Reason.CHANNEL_NOT_ALLOWED),
+        (frozenset({"C0DESK"}), REQUESTER, "", Reason.CHANNEL_NOT_ALLOWED),
+        (frozenset({"C0DESK"}), STRANGER, "C0ANYWHERE", Reason.NOT_A_REQUESTER),
+        (frozenset({"C0DESK"}), ELSEWHERE, "C0DESK", Reason.OTHER_WORKSPACE),
+    ],
+)
+def test_where_a_request_may_be_made(
+    channels: frozenset[str], actor: Actor, channel_id: str, refusal: Reason | None
+) -> None:
+    """No list is everywhere; and somebody who may not ask at all is not sent to another channel."""
+    policy = ApprovalPolicy(approvers=ALLOWED, requesters=frozenset({REQUESTER.id}), channels=channels)
+    assert policy.command_refusal(actor, home_team=HOME, channel_id=channel_id, open_requests=0) is refusal
+
+
+@pytest.mark.parametrize("kind", DecisionKind)
+def test_a_decision_is_not_bound_to_the_channels_where_requests_are_made(kind: DecisionKind) -> None:
+    """The card stays where it was posted: taking its channel off the list must not leave buttons that do nothing."""
+    asked = request(channel_id="C0OLD", approvers=SHOWN)
+    policy = ApprovalPolicy(approvers=ALLOWED, channels=frozenset({"C0DESK"}))
+    who = REQUESTER if kind is DecisionKind.WITHDRAW else APPROVER
+    assert policy.refusal(asked, who, kind, START) is None
 
 
 # Canonical JSON and the hash

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from urllib.parse import urlencode
 
 import pytest
+from builders import FixedPrices
 from hypothesis import given
 from hypothesis import strategies as st
 from slack_bolt import App
@@ -356,6 +357,7 @@ def app_on(store: Store, *, afterwards: Afterwards | None = None, identity: Iden
         workflow=CancelWorkflow(
             store=store,
             exchange=Nobody(),
+            quotations=FixedPrices(),
             messenger=Nobody(),
             policy=ApprovalPolicy(approvers=frozenset({"U0BEN"})),
             approval_ttl=timedelta(minutes=30),

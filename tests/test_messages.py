@@ -21,6 +21,7 @@ from slack_sdk.models.blocks import Block
 from bot.domain.audit import Actor, Reason
 from bot.domain.cancel_request import CanceledBy, CancelRequest, Decision, DecisionKind, State, Verdict
 from bot.domain.order import Order
+from bot.domain.quote import Quote
 from bot.domain.tiers import Tier, parse_tier
 from bot.slack import messages
 from bot.slack.messages import Message, card, thread_message
@@ -97,6 +98,9 @@ FILLED = replace(
     SELL, state="done", remaining_volume=Decimal(0), executed_volume=Decimal("1.00"), locked=Decimal(0), trades_count=5
 )
 
+QUOTE = Quote(bid=Decimal("93000000.0"), ask=Decimal(93_050_000), quoted_at=minutes(0.05))
+LARGEST = Decimal("123456789012345678901234567890.123456789012345678901234567891")
+
 PENDING = CancelRequest(
     id=42,
     order_uuid=UUID,
@@ -113,13 +117,17 @@ PENDING = CancelRequest(
     approvers=(APPROVER.id, SECOND.id),
     opened_at=minutes(0),
     expires_at=minutes(30),
+    quote=QUOTE,
 )
 YES = Decision(kind=DecisionKind.APPROVE, actor=APPROVER, decided_at=minutes(2))
 YES_TOO = Decision(kind=DecisionKind.APPROVE, actor=SECOND, decided_at=minutes(3))
 NO = Decision(kind=DecisionKind.DENY, actor=APPROVER, decided_at=minutes(2))
 BACK = Decision(kind=DecisionKind.WITHDRAW, actor=REQUESTER, decided_at=minutes(2))
 
-REQUESTED = replace(PENDING, state=State.REQUESTED, order=None, order_now=None, looked_at=None, expires_at=None)
+NOT_OPENED: Final[dict[str, Any]] = dict.fromkeys(
+    ("order", "order_now", "looked_at", "expires_at", "opened_at", "quote")
+)
+REQUESTED = replace(PENDING, state=State.REQUESTED, **NOT_OPENED)
 REFUSED = replace(REQUESTED, state=State.REFUSED)
 APPROVED = replace(PENDING, state=State.APPROVED, decisions=(YES,), approved_at=minutes(2), send_before=minutes(7))
 SENDING = replace(APPROVED, state=State.SENDING, sends=1, unanswered=1, sent_at=minutes(2))
@@ -132,6 +140,14 @@ CANCELED = replace(
     canceled_by=CanceledBy.THIS_REQUEST,
     ended_at=minutes(2.2),
 )
+
+
+def priced(price: str | Decimal, *, bid: str = "100", ask: str = "101", **changes: Any) -> CancelRequest:
+    """A request for an order at this price, between these best prices."""
+    asked_for = replace(SELL, price=Decimal(price), **changes)
+    shown = Quote(bid=Decimal(bid), ask=Decimal(ask), quoted_at=minutes(0.05))
+    return replace(PENDING, order=asked_for, order_now=asked_for, quote=shown)
+
 
 CASES: Final[Mapping[str, CancelRequest]] = {
     "requested": REQUESTED,
@@ -155,6 +171,20 @@ CASES: Final[Mapping[str, CancelRequest]] = {
     "pending_many_approvers": replace(PENDING, approvers=tuple(f"U{n:03}" for n in range(200))),
     "pending_partly_filled": replace(PENDING, order_now=replace(PARTLY, state="wait"), looked_at=minutes(3)),
     "pending_unseen": replace(PENDING, unseen_since=minutes(3)),
+    "pending_card_elsewhere": replace(PENDING, approvals_channel_id="C0APPROVALS"),
+    "pending_asked_in_a_direct_message": replace(PENDING, channel_id="D0DANA", approvals_channel_id="C0APPROVALS"),
+    "pending_market_unknown": replace(PENDING, quote=None),
+    "pending_market_reached": priced("100", side="ask"),
+    "pending_market_far": priced(LARGEST, bid="0.00000001", ask="0.00000002", market=f"{'A' * 100}-{'B' * 100}"),
+    "pending_longest_everything": replace(
+        priced(LARGEST, bid=str(LARGEST), ask=str(LARGEST * 2), market=f"{'<' * 100}-{'&' * 100}", uuid="`" * 200),
+        reason="<!here> & \u202e" * 1000,
+        approvals_channel_id="C0APPROVALS",
+        approvers=tuple(f"U{n:03}" for n in range(200)),
+        unseen_since=minutes(3),
+        decisions=(YES,) * 20,
+        approvals_required=20,
+    ),
     "refused_cannot_post": replace(REFUSED, cause="cannot_post:not_in_channel"),
     "refused_already_done": replace(REFUSED, cause="already_done", order_now=FILLED),
     "approved": APPROVED,
@@ -219,6 +249,7 @@ COMMANDS: Final = (
     Reason.NOT_A_UUID,
     Reason.NOT_A_REQUESTER,
     Reason.OTHER_WORKSPACE,
+    Reason.CHANNEL_NOT_ALLOWED,
     Reason.ORDER_HAS_OPEN_REQUEST,
     Reason.TOO_MANY_OPEN_REQUESTS,
 )
@@ -252,7 +283,15 @@ UPBIT_ERRORS: Final = (
     "too_many_requests",
     "banned",
 )
-SLACK_ERRORS: Final = ("not_in_channel", "channel_not_found", "is_archived", "restricted_action_read_only_channel")
+ALLOWED: Final = frozenset({"C0DESK", "C0OPS", "D0DANA", "D0BEN"})
+SLACK_ERRORS: Final = (
+    "not_in_channel",
+    "channel_not_found",
+    "is_archived",
+    "restricted_action_read_only_channel",
+    "messages_tab_disabled",
+    "a_new_word",
+)
 
 
 # --- Snapshots ------------------------------------------------------------------------------------------------------
@@ -344,6 +383,16 @@ def _private_lines() -> Iterator[tuple[str, str]]:
     for error in SLACK_ERRORS:
         refused = replace(REFUSED, cause=f"cannot_post:{error}")
         yield f"request: cannot_post, {error}", messages.request_refused(refused)
+        elsewhere = replace(refused, approvals_channel_id="C0APPROVALS")
+        yield f"request: cannot_post in APPROVALS_CHANNEL, {error}", messages.request_refused(elsewhere)
+    card_elsewhere = CASES["pending_card_elsewhere"]
+    link = messages.permalink("https://desk.slack.com/", "C0APPROVALS", "1790000000.000100")
+    yield "notice: card elsewhere", messages.card_elsewhere(card_elsewhere, link=link)
+    yield "notice: card elsewhere, no link", messages.card_elsewhere(card_elsewhere, link=None)
+    yield (
+        "command: not here, many channels",
+        messages.command_refused(Reason.CHANNEL_NOT_ALLOWED, channels=[f"C{n:02}" for n in range(40)]),
+    )
     for error in UPBIT_ERRORS:
         refused = replace(REFUSED, cause=f"exchange_refused:{error}")
         yield f"request: exchange_refused, {error}", messages.request_refused(replace(refused, said="키가 없습니다"))
@@ -352,7 +401,7 @@ def _private_lines() -> Iterator[tuple[str, str]]:
 
 def _command(reason: Reason) -> str:
     link = messages.permalink("https://desk.slack.com/", "C0DESK", "1790000000.000100")
-    return messages.command_refused(reason, open_request=PENDING, link=link, text="abc", limit=20)
+    return messages.command_refused(reason, open_request=PENDING, link=link, text="abc", limit=20, channels=ALLOWED)
 
 
 def _click(reason: Reason) -> str:
@@ -534,6 +583,42 @@ def test_an_amount_reads_back_as_itself(value: Decimal) -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"price": "101", "bid": "99", "ask": "100"},
+            "the order's price is 1 % above the best ask 100 KRW; best bid 99 KRW",
+        ),
+        ({"price": "100", "bid": "99", "ask": "100"}, "the order's price is at the best ask 100 KRW; best bid 99 KRW"),
+        (
+            {"price": "99.995", "bid": "99", "ask": "100"},
+            "is less than 0.01 % below the best ask 100 KRW; best bid 99 KRW",
+        ),
+        (
+            {"price": "98.9", "bid": "99", "ask": "100"},
+            "is 0.1 % below the best bid 99 KRW, so it may be filled at any moment; best ask 100 KRW",
+        ),
+        (
+            {"price": "98.9", "bid": "99", "ask": "100", "state": "watch"},
+            "is 0.1 % below the best bid 99 KRW; best ask 100 KRW",
+        ),
+        ({"price": "97", "side": "bid"}, "is 3 % below the best bid 100 KRW; best ask 101 KRW"),
+        ({"price": "11000"}, "is more than 10,000 % above the best ask 101 KRW; best bid 100 KRW"),
+        ({"price": "7", "ord_type": "market"}, ":* best bid 100 KRW, best ask 101 KRW"),
+    ],
+)
+def test_the_distance_to_the_market_is_told_in_plain_words(changes: dict[str, Any], words: str) -> None:
+    """A sign that is read wrongly is worse than none."""
+    assert words in card(priced(**changes), notify=()).text
+
+
+def test_a_request_from_before_there_were_quotes_says_that_there_is_none() -> None:
+    """And one whose order was never read says nothing of the market."""
+    assert "market price not available" in card(replace(PENDING, quote=None), notify=()).text
+    assert "arket" not in card(REQUESTED, notify=()).text
+
+
+@pytest.mark.parametrize(
     ("created_at", "shown"),
     [
         ("2026-11-23T17:30:00+09:00", "<!date^1795422600^{date_short_pretty} {time}|2026-11-23 08:30 UTC>"),
@@ -559,8 +644,8 @@ FRAGMENTS: Final = (
 )  # fmt: skip
 
 OURS: Final = re.compile(
-    r"<@(?P<person>U[0-9A-Z]+)>|<!subteam\^(?P<group>S[0-9A-Z]+)>|<#C0DESK>"
-    r"|<!date\^\d+\^\{date_short_pretty\} \{time\}\|[0-9: UTC-]+>"
+    r"<@(?P<person>U[0-9A-Z]+)>|<!subteam\^(?P<group>S[0-9A-Z]+)>|<#C0(?:DESK|APPROVALS)>"
+    r"|<!date\^\d+\^\{date_short_pretty\} \{time(?:_secs)?\}\|[0-9: UTC-]+>"
 )
 CODE: Final = re.compile(r"`[^`\n]+`")
 
@@ -690,6 +775,7 @@ orders = st.builds(
     identifier=st.none() | foreign.map(lambda text: text[:200]),
     smp_type=st.none() | words,
 )
+prices = st.decimals("1e-29", "1e29", allow_nan=False, allow_infinity=False)
 decisions = st.lists(
     st.builds(
         Decision,
@@ -708,6 +794,9 @@ requests = st.builds(
     reason=st.just("") | foreign | foreign.map(lambda text: (text * 500)[:4000]),
     team_id=st.just("T0HOME"),
     channel_id=st.just("C0DESK") | foreign,
+    approvals_channel_id=st.none() | st.just("C0APPROVALS"),
+    opened_at=st.none() | moments,
+    quote=st.none() | st.builds(Quote, bid=prices, ask=prices, quoted_at=moments),
     trigger_id=st.just("1.2.3"),
     created_at=moments,
     order=st.none() | orders,
@@ -751,6 +840,8 @@ def test_nothing_typed_or_sent_pings_links_or_breaks_a_limit(request: CancelRequ
         assert_message(said)
     lines = [messages.summary_elsewhere(request, notify=NOTIFY), messages.still_reading(request)]
     lines += [messages.click_refused(reason, request) for reason in CLICKS]
+    lines.append(messages.card_elsewhere(request, link=request.reason))
+    lines.append(messages.command_refused(Reason.CHANNEL_NOT_ALLOWED, channels=[request.channel_id]))
     lines.append(messages.request_refused(replace(request, said=request.reason)))
     lines.append(messages.command_refused(Reason.ORDER_HAS_OPEN_REQUEST, open_request=request, link=request.reason))
     lines.append(messages.command_refused(Reason.NOT_A_UUID, text=request.reason))

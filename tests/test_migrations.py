@@ -90,6 +90,19 @@ def test_the_columns_for_approvals_come_and_go_under_rows_of_the_version_before(
     fill(empty)
 
 
+def test_the_channel_of_a_card_and_the_quote_come_and_go_under_rows_of_the_version_before(empty: Database) -> None:
+    """A request from before the upgrade has its card where it was typed, and its buttons go on working."""
+    migrate(empty)
+    fill(empty)
+    assert migrate(empty, revision="0003") == "0003"
+    kept = rows(empty, "SELECT id, state, channel_id FROM cancel_requests")
+    assert migrate(empty) == newest_revision()
+    assert rows(empty, "SELECT id, state, channel_id FROM cancel_requests") == kept
+    request = present(SqlStore(empty).read(kept[0][0]))
+    assert (request.card_goes_to, request.is_card_elsewhere, request.quote) == (request.channel_id, False, None)
+    assert AuditLog(empty).verify().fault is None
+
+
 def test_migrating_twice_changes_nothing(empty: Database) -> None:
     """`bot run` migrates its SQLite file at every start."""
     migrate(empty)

@@ -19,6 +19,7 @@ from bot.workflow import Notice, NoticeKind
 NOW = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
 UUID = "cdd92199-2897-4e14-9448-f923320408ad"
 PRIVATE = Channel("C0PRIVATE", "private", kind="private", members=frozenset({"U0DANA"}), has_bot=False)
+CARDS = Channel("C0CARDS", "cards")
 
 ORDER = Order(
     uuid=UUID,
@@ -76,7 +77,7 @@ def clock() -> Time:
 
 @pytest.fixture
 def workspace(clock: Time) -> Iterator[SlackWorkspace]:
-    with SlackWorkspace(channels=[*CHANNELS, PRIVATE], people=PEOPLE, now=clock) as opened:
+    with SlackWorkspace(channels=[*CHANNELS, PRIVATE, CARDS], people=PEOPLE, now=clock) as opened:
         yield opened
 
 
@@ -107,6 +108,62 @@ def posted(workspace: SlackWorkspace, notifier: Notifier) -> Message:
     card = workspace.message(channel, ts)
     assert card is not None
     return card
+
+
+# Where the card goes
+
+
+def test_a_card_is_posted_in_the_channel_that_was_frozen_with_the_request(
+    workspace: SlackWorkspace, notifier: Notifier
+) -> None:
+    """Not where the command was typed; its thread is there, too."""
+    elsewhere = replace(PENDING, approvals_channel_id="C0CARDS")
+    channel, ts = notifier.post_card(elsewhere)
+    assert channel == "C0CARDS"
+    ended = replace(elsewhere, state=State.DENIED, card_channel_id=channel, card_ts=ts)
+    notifier.post_verdict(ended)
+    assert workspace.thread("C0CARDS", ts)
+    assert not workspace.messages("C0DESK")
+
+
+def test_where_the_card_is_is_told_with_its_address(workspace: SlackWorkspace, notifier: Notifier) -> None:
+    """A process that has just started does not know the workspace's address yet: it asks, once."""
+    there = replace(PENDING, approvals_channel_id="C0CARDS", card_channel_id="C0CARDS", card_ts="1790000000.000100")
+    notice = Notice(kind=NoticeKind.CARD_ELSEWHERE, user_id="U0DANA", channel_id="C0DESK", request=there)
+    for _ in range(2):
+        notifier.tell(notice)
+    first, second = workspace.ephemerals("U0DANA")
+    assert "https://playground.slack.com/archives/C0CARDS/p1790000000000100" in first.text
+    assert first.text == second.text
+    assert first.channel == "C0DESK"
+    assert [call.method for call in workspace.calls()].count("auth.test") == 1
+
+
+def test_where_the_card_is_is_told_without_its_address_where_slack_does_not_say_who_we_are(
+    workspace: SlackWorkspace, notifier: Notifier
+) -> None:
+    """The channel alone still leads there."""
+    workspace.set_mood("error:internal_error", method="auth.test")
+    there = replace(PENDING, approvals_channel_id="C0CARDS", card_channel_id="C0CARDS", card_ts="1790000000.000100")
+    notifier.tell(Notice(kind=NoticeKind.CARD_ELSEWHERE, user_id="U0DANA", channel_id="C0DESK", request=there))
+    (line,) = workspace.ephemerals("U0DANA")
+    assert "<#C0CARDS>. The approvers decide there" in line.text
+
+
+@pytest.mark.parametrize(("channel_id", "is_seen"), [("C0DESK", True), ("C0NOWHERE", False), (PRIVATE.id, False)])
+def test_whether_the_bot_sees_a_channel_is_asked_without_posting(
+    workspace: SlackWorkspace, notifier: Notifier, channel_id: str, *, is_seen: bool
+) -> None:
+    """`bot check` must not leave a message behind."""
+    assert notifier.can_see_channel(channel_id) is is_seen
+    assert [call.method for call in workspace.calls()] == ["chat.getPermalink"]
+
+
+def test_whether_the_bot_sees_a_channel_needs_a_token_that_slack_takes(workspace: SlackWorkspace) -> None:
+    """A wrong token says nothing about the channel."""
+    stranger = Notifier(token="xoxb-somebody-else", api_url=workspace.api_url, notify=())
+    with pytest.raises(CannotPost, match="invalid_auth"):
+        stranger.can_see_channel("C0DESK")
 
 
 # Who we are

@@ -22,6 +22,7 @@ from builders import (
     HOME,
     REQUESTER,
     SECOND,
+    FixedPrices,
     HandClock,
     OpenExchange,
     SilentMessenger,
@@ -339,6 +340,7 @@ class Front:
         self.workflow = CancelWorkflow(
             store=self.store,
             exchange=self.exchange,
+            quotations=FixedPrices(),
             messenger=SilentMessenger(),
             policy=ApprovalPolicy(approvers=frozenset({APPROVER.id, SECOND.id})),
             approval_ttl=timedelta(hours=1),
@@ -685,7 +687,12 @@ def test_hostile_words_are_data_for_programs(journey: Journey) -> None:
 
 def test_nothing_but_looks_and_cancels_left_for_the_exchange(journey: Journey) -> None:
     """The key can place orders. What left, in good days and bad, named orders by their uuids and had no body."""
-    requests = list(journey.exchange.requests)
+    quotations = [request for request in journey.exchange.requests if request.path == "/v1/orderbook"]
+    assert {(request.method, request.query, request.body) for request in quotations} <= {
+        ("GET", "markets=KRW-BTC", b"")
+    }
+    assert not any({"authorization", "cookie", "origin"} & set(request.headers) for request in quotations)
+    requests = [request for request in journey.exchange.requests if request.path != "/v1/orderbook"]
     assert len({event["order_uuid"] for event in journey.events()} - {None}) == 4
     calls = {("GET", "/v1/order"), ("GET", "/v1/orders/uuids"), ("DELETE", "/v1/order")}
     assert {(request.method, request.path) for request in requests} <= calls

@@ -287,6 +287,38 @@ def test_the_bot_token_never_travels_in_clear_text(url: str) -> None:
     assert fault.startswith("SLACK_API_URL must be")
 
 
+# Channels
+
+
+def test_channels_are_ids_each_once() -> None:
+    """Where `/cancel` may be typed; an id from the address bar has spaces around it sometimes."""
+    settings = load(CHANNELS="C0DESK, G0OPS ,D0DANA,C0DESK", APPROVALS_CHANNEL="C0CARDS")
+
+    assert settings.channels == {"C0DESK", "G0OPS", "D0DANA"}
+    assert settings.approvals_channel == "C0CARDS"
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "cause"),
+    [
+        ("CHANNELS", "C0DESK,#desk", "entry 2 is not a Slack channel id"),
+        ("CHANNELS", "U0DANA", "entry 1 is not a Slack channel id"),
+        ("CHANNELS", "c0desk", "copy the Channel ID"),
+        ("CHANNELS", ",", "lists no channel"),
+        ("APPROVALS_CHANNEL", "#cards", "is not a Slack channel id"),
+        ("APPROVALS_CHANNEL", "C0CARDS,C0DESK", "names more than one channel"),
+        ("APPROVALS_CHANNEL", "D0DANA", "names a direct message"),
+    ],
+)
+def test_a_channel_that_is_no_id_refuses_the_start(variable: str, text: str, cause: str) -> None:
+    """A name that matches nothing would close every channel, or send every card nowhere."""
+    (fault,) = faults_of(ENOUGH | {variable: text})
+
+    assert fault.startswith(variable)
+    assert cause in fault
+    assert "desk" not in fault
+
+
 # Upbit
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from datetime import timedelta
+from decimal import Decimal
 from functools import partial
 from itertools import chain, pairwise
 from typing import Any, Final
@@ -46,6 +47,7 @@ from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Action, Actor, Outcome, Reason
 from bot.domain.cancel_request import CanceledBy, CancelRequest, DecisionKind, State, Verdict
 from bot.domain.errors import IllegalTransition, NothingDone, Overtaken
+from bot.domain.quote import Quote
 from bot.domain.tiers import parse_tier
 from bot.workflow import (
     LONGEST_HOLD_S,
@@ -109,13 +111,15 @@ def test_a_request_is_read_as_it_was_written(store: SqlStore, clock: HandClock) 
     """Every type of the domain survives both databases: times, orders, lists, enums, people."""
     asked = command()
     with store.transaction() as tx:
-        made = tx.create(asked)
+        made = tx.create(asked, approvals_channel_id="C0CARDS")
     assert store.read(made.id) == made
+    assert (made.card_goes_to, made.is_card_elsewhere, made.quote) == ("C0CARDS", True, None)
     assert (made.state, made.requester, made.created_at, made.revision) == (State.REQUESTED, REQUESTER, START, 0)
     assert (made.order_uuid, made.reason, made.response_url) == (asked.order_uuid, asked.reason, RESPONSE_URL)
     assert (made.order, made.approvers, made.decisions, made.said_state) == (None, (), (), None)
 
     later = START + timedelta(microseconds=123_456)
+    quote = Quote(bid=Decimal("0.00000001"), ask=Decimal("98765432109876543210.12345"), quoted_at=later)
     with store.transaction(made.id) as tx:
         tx.move(
             Action.REQUEST_OPENED,
@@ -123,6 +127,7 @@ def test_a_request_is_read_as_it_was_written(store: SqlStore, clock: HandClock) 
             order_now=order(state="done"),
             approvers=("U1", "U2"),
             approval_rule=parse_tier("KRW-*/ask:0.5=2"),
+            quote=quote,
             not_counted=("U1",),
         )
         tx.decide(DecisionKind.DENY, APPROVER)
@@ -134,6 +139,7 @@ def test_a_request_is_read_as_it_was_written(store: SqlStore, clock: HandClock) 
         )
     read = present(store.read(made.id))
     assert (read.order, read.order_now, read.approvers) == (order(), order(state="done"), ("U1", "U2"))
+    assert read.quote == quote
     assert (str(read.approval_rule), read.not_counted) == ("KRW-*/ask:0.5=2", ("U1",))
     assert [(decision.kind, decision.actor, decision.decided_at) for decision in read.decisions] == [
         (DecisionKind.DENY, APPROVER, START)

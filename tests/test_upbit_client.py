@@ -25,20 +25,18 @@ from bot.domain.answer import Accepted, Call, Found, FoundOrders, NotSent, Refus
 from bot.domain.order import Order
 from bot.playground.exchange import Exchange, Key, Mood
 from bot.upbit.client import (
-    _ATTEMPT,
     CANCELS_FIRST_S,
     CERTAIN_NAMES,
     MAX_ORDERS,
     Doubt,
     Refusal,
     UpbitClient,
-    _Attempt,
     _Brake,
-    _PlainConnection,
     ban_s,
     decipher,
     decipher_orders,
 )
+from bot.upbit.line import ATTEMPT, Attempt, PlainConnection
 
 UUID = "cdd92199-2897-4e14-9448-f923320408ad"
 OTHER_UUID = "11111111-2897-4e14-9448-f923320408ad"
@@ -356,7 +354,7 @@ def test_nothing_but_looks_and_the_cancel_of_one_order_ever_leaves(exchange: Exc
         ("DELETE", "/v1/order"),
     }
     verbs = {name for name in dir(UpbitClient) if not name.startswith("_")}
-    assert verbs == {"get_order", "get_orders", "cancel_order", "hold_s", "close"}
+    assert verbs == {"get_order", "get_orders", "cancel_order", "hold_s", "banned_s", "close"}
 
 
 def test_the_environment_changes_nothing(
@@ -833,32 +831,32 @@ def test_a_reset_before_the_request_is_never_more_than_unknown() -> None:
 
 
 @pytest.fixture
-def line() -> Iterator[tuple[_PlainConnection, socket.socket]]:
+def line() -> Iterator[tuple[PlainConnection, socket.socket]]:
     """A connection that is open already, and its other end."""
     ours, theirs = socket.socketpair()
-    connection = _PlainConnection("upbit.invalid", 80)
+    connection = PlainConnection("upbit.invalid", 80)
     connection.sock = ours
     with theirs:
         yield connection, theirs
     connection.close()
 
 
-def test_a_write_that_fails_counts_as_written(line: tuple[_PlainConnection, socket.socket]) -> None:
+def test_a_write_that_fails_counts_as_written(line: tuple[PlainConnection, socket.socket]) -> None:
     """How much of it left is not known: the system says only that not all of it was taken."""
     connection, theirs = line
     theirs.close()
-    attempt = _Attempt(deadline_s=5, resolve=lambda *_: ())
-    _ATTEMPT.set(attempt)
+    attempt = Attempt(deadline_s=5, resolve=lambda *_: ())
+    ATTEMPT.set(attempt)
     with pytest.raises(BrokenPipeError):
         connection.send(b"DELETE")
     assert attempt.written
 
 
-def test_nothing_is_written_after_the_deadline(line: tuple[_PlainConnection, socket.socket]) -> None:
+def test_nothing_is_written_after_the_deadline(line: tuple[PlainConnection, socket.socket]) -> None:
     """Time that ran out before the first byte makes it surely not sent."""
     connection, theirs = line
-    attempt = _Attempt(deadline_s=5, resolve=lambda *_: ())
-    _ATTEMPT.set(attempt)
+    attempt = Attempt(deadline_s=5, resolve=lambda *_: ())
+    ATTEMPT.set(attempt)
     attempt.expire()
     with pytest.raises(TimeoutError):
         connection.send(b"DELETE")

@@ -11,7 +11,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from builders import APPROVER, HOME, REQUESTER, SECOND, START, STRANGER, HandClock, call, click, command, order, present
+from builders import (
+    APPROVER,
+    HOME,
+    REQUESTER,
+    RESPONSE_URL,
+    SECOND,
+    START,
+    STRANGER,
+    FixedPrices,
+    HandClock,
+    call,
+    click,
+    command,
+    order,
+    present,
+)
 
 from bot.database.audit_log import AuditLog, Filter
 from bot.database.engine import Database
@@ -33,6 +48,7 @@ from bot.domain.audit import Actor, Reason, timestamp
 from bot.domain.cancel_request import CanceledBy, CancelRequest, DecisionKind, State, Verdict
 from bot.domain.errors import CannotPost, IllegalTransition, NothingDone, TryLater
 from bot.domain.order import Order
+from bot.domain.quote import BestPrices, NoPrices, Quote
 from bot.domain.tiers import parse_tiers
 from bot.workflow import CancelWorkflow, Lane, Lease, Notice, NoticeKind, settle
 
@@ -110,8 +126,8 @@ class ScriptedSlack:
 
     def post_card(self, request: CancelRequest) -> tuple[str, str]:
         self._may_fail("post_card")
-        self.cards.append((request.channel_id, "1.000", request.state))
-        return request.channel_id, "1.000"
+        self.cards.append((request.card_goes_to, "1.000", request.state))
+        return request.card_goes_to, "1.000"
 
     def redraw_card(self, request: CancelRequest, *, channel_id: str, ts: str) -> None:
         self._may_fail("redraw_card")
@@ -139,16 +155,20 @@ class Story:
         self.slack = ScriptedSlack()
         self.policy = ApprovalPolicy(approvers=frozenset({APPROVER.id, SECOND.id, REQUESTER.id}))
         self.stalls: list[float] = []
+        self.quotations = FixedPrices()
+        self.approvals_channel_id: str | None = None
 
     @property
     def workflow(self) -> CancelWorkflow:
         return CancelWorkflow(
             store=self.store,
             exchange=self.exchange,
+            quotations=self.quotations,
             messenger=self.slack,
             policy=self.policy,
             approval_ttl=timedelta(minutes=30),
             send_within=timedelta(minutes=5),
+            approvals_channel_id=self.approvals_channel_id,
             new_nonce=lambda: f"nonce-{len(self.exchange.sent)}",
             monotonic=lambda: self.stalls.pop(0) if self.stalls else 0.0,
         )
@@ -240,6 +260,50 @@ def test_an_order_that_cannot_be_canceled_is_refused_privately(story: Story, loo
     assert [line.reason for line in story.lines(NoticeKind.REQUEST_REFUSED)] == [reason]
     assert story.slack.cards == []
     assert story.request(request_id).response_url is None
+
+
+def test_the_market_is_frozen_with_the_order_when_the_request_is_opened(story: Story) -> None:
+    """Who decides sees how far the order was from it, and the auditor sees what they saw."""
+    story.quotations.prices = BestPrices(bid=Decimal("94000000.5"), ask=Decimal(94_500_000))
+    request_id = story.asked()
+    request = story.request(request_id)
+    assert request.quote == Quote(bid=Decimal("94000000.5"), ask=Decimal(94_500_000), quoted_at=START)
+    assert story.details(request_id, "request.opened")["quote"] == {
+        "bid": "94000000.5",
+        "ask": "94500000",
+        "quoted_at": timestamp(START),
+    }
+    story.quotations.prices = BestPrices(bid=Decimal(1), ask=Decimal(2))
+    story.go_on(request_id, for_s=120)
+    assert story.quotations.asked == ["KRW-BTC"]
+    assert story.request(request_id).quote == request.quote
+
+
+def test_a_market_that_does_not_answer_opens_the_request_without_a_price(story: Story) -> None:
+    """The price is a courtesy; why there is none is for the audit."""
+    story.quotations.prices = NoPrices(cause="timeout")
+    request_id = story.asked()
+    assert story.request(request_id).quote is None
+    assert story.details(request_id, "request.opened")["quote"] == {"error": "timeout"}
+
+
+@pytest.mark.parametrize("look", [DONE, CANCELED, order(state="frozen")])
+def test_the_market_is_asked_about_no_order_that_nobody_is_asked_to_cancel(story: Story, look: Order) -> None:
+    """Its limit is small, and who mistypes a hundred uuids must not use it up."""
+    story.exchange.looks = [sees(look)]
+    request_id = story.ask()
+    story.workflow.advance(request_id)
+    assert story.state(request_id) is State.REFUSED
+    assert not story.quotations.asked
+
+
+def test_the_market_is_asked_about_no_order_that_too_few_may_approve(story: Story) -> None:
+    """Nor where the request ends for another reason."""
+    story.policy = ApprovalPolicy(approvers=frozenset({APPROVER.id}), tiers=parse_tiers("KRW-*:1=2"))
+    request_id = story.ask()
+    story.workflow.advance(request_id)
+    assert story.state(request_id) is State.REFUSED
+    assert not story.quotations.asked
 
 
 def test_a_slow_exchange_is_told_once_and_given_up_after_a_minute(story: Story) -> None:
@@ -336,6 +400,8 @@ def test_a_repeated_delivery_gets_the_first_answer_again(story: Story) -> None:
         ({"requester": replace(STRANGER, team_id="T0OTHER")}, {}, Reason.OTHER_WORKSPACE),
         ({"requester": STRANGER}, {"requesters": frozenset({REQUESTER.id})}, Reason.NOT_A_REQUESTER),
         ({}, {"max_open_requests_per_person": 0}, Reason.TOO_MANY_OPEN_REQUESTS),
+        ({}, {"channels": frozenset({"C0OTHER"})}, Reason.CHANNEL_NOT_ALLOWED),
+        ({"order_uuid": None}, {"channels": frozenset({"C0OTHER"})}, Reason.CHANNEL_NOT_ALLOWED),
     ],
 )
 def test_a_command_that_makes_no_request_is_audited(
@@ -368,6 +434,79 @@ def test_a_channel_that_takes_no_card_ends_the_request(story: Story) -> None:
     assert request.state is State.REFUSED
     assert request.cause == "cannot_post:not_in_channel"
     assert [line.reason for line in story.lines(NoticeKind.REQUEST_REFUSED)] == [Reason.CANNOT_POST]
+
+
+def test_a_card_goes_to_the_approvals_channel_and_who_asked_is_told_where(story: Story) -> None:
+    """Approvers watch one channel; who typed the command in another must not wait before an empty one."""
+    story.approvals_channel_id = "C0CARDS"
+    request_id = story.ask()
+    story.go_on(request_id, for_s=1)
+    request = story.request(request_id)
+    assert (request.channel_id, request.card_goes_to, request.card_channel_id) == ("C0DESK", "C0CARDS", "C0CARDS")
+    (line,) = story.lines(NoticeKind.CARD_ELSEWHERE)
+    assert (line.user_id, line.channel_id, line.response_url) == (REQUESTER.id, "C0DESK", RESPONSE_URL)
+    assert present(line.request).card_ts == "1.000"
+    assert request.response_url is None
+    assert story.details(request_id, "request.created") == {"approvals_channel_id": "C0CARDS"}
+    created, opened = AuditLog(story.database).list(Filter(request_id=request_id), limit=10, newest_first=False)
+    assert (created["channel_id"], opened["channel_id"]) == ("C0DESK", "C0DESK")
+
+
+def test_where_the_command_is_typed_in_the_approvals_channel_nobody_is_sent_elsewhere(story: Story) -> None:
+    """The card appears before their eyes."""
+    story.approvals_channel_id = "C0DESK"
+    request_id = story.ask()
+    story.go_on(request_id, for_s=1)
+    assert not story.request(request_id).is_card_elsewhere
+    assert not story.slack.lines
+
+
+def test_where_a_card_goes_is_frozen_with_the_command(story: Story) -> None:
+    """While new settings are rolled out, an old and a new replica must not post a card each, in two channels."""
+    story.approvals_channel_id = "C0CARDS"
+    request_id = story.ask()
+    story.approvals_channel_id = "C0NEW"
+    story.workflow.advance(request_id)
+    story.workflow.show(request_id)
+    assert {channel_id for channel_id, _, _ in story.slack.cards} == {"C0CARDS"}
+
+
+def test_an_approvals_channel_that_takes_no_card_ends_the_request(story: Story) -> None:
+    """Nothing stays pending where nobody sees it; who asked is told in the channel where they are."""
+    story.approvals_channel_id = "C0CARDS"
+    story.slack.errors["post_card"] = [CannotPost("is_archived")]
+    request_id = story.ask()
+    story.go_on(request_id, for_s=1)
+    assert story.state(request_id) is State.REFUSED
+    (line,) = story.lines(NoticeKind.REQUEST_REFUSED)
+    assert (line.reason, line.channel_id) == (Reason.CANNOT_POST, "C0DESK")
+    assert not story.lines(NoticeKind.CARD_ELSEWHERE)
+
+
+def test_a_lost_card_elsewhere_is_told_once_when_a_click_finds_it(story: Story) -> None:
+    """Slack's answer was lost, so the bot did not know; and it does not tell twice."""
+    story.approvals_channel_id = "C0CARDS"
+    story.slack.errors["post_card"] = [TryLater("answer lost", retry_after_s=100.0)]
+    request_id = story.ask()
+    story.workflow.advance(request_id)
+    story.workflow.show(request_id)
+    for _ in range(2):
+        story.workflow.click(click(request_id, STRANGER, channel_id="C0CARDS", message_ts="7.000"))
+    story.go_on(request_id, for_s=1)
+    assert len(story.lines(NoticeKind.CARD_ELSEWHERE)) == 1
+    assert story.request(request_id).card_ts == "7.000"
+
+
+def test_a_line_about_a_card_elsewhere_leaves_an_old_response_url_alone(story: Story) -> None:
+    """Slack was away for half an hour: the address is dead by then, and the line goes another way."""
+    story.approvals_channel_id = "C0CARDS"
+    request_id = story.ask()
+    story.workflow.advance(request_id)
+    story.clock.advance(26 * 60)
+    story.workflow.show(request_id)
+    story.go_on(request_id, for_s=1)
+    (line,) = story.lines(NoticeKind.CARD_ELSEWHERE)
+    assert line.response_url is None
 
 
 def test_a_slack_that_is_away_delays_the_card_and_nothing_else(story: Story) -> None:

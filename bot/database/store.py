@@ -40,11 +40,13 @@ from bot.domain.cancel_request import (
 )
 from bot.domain.errors import Overtaken
 from bot.domain.order import Order, dump_order, load_order
+from bot.domain.quote import Quote, dump_quote, load_quote
 from bot.domain.tiers import Tier, parse_tier
 from bot.workflow import (
     LONGEST_HOLD_S,
     NOTICE_LIFETIME,
     RESPONSE_URL_LIFETIME,
+    TOLD_ONCE,
     Command,
     Lane,
     Lease,
@@ -358,7 +360,7 @@ class SqlTransaction:
             .where(cancel_requests.c.requester_id == requester_id, _is_open())
         ).scalar_one()
 
-    def create(self, command: Command) -> CancelRequest:
+    def create(self, command: Command, *, approvals_channel_id: str | None = None) -> CancelRequest:
         assert command.order_uuid is not None
         _, state = TRANSITIONS[Action.REQUEST_CREATED]
         request_id = self._connection.execute(
@@ -371,6 +373,7 @@ class SqlTransaction:
                 reason=command.reason,
                 team_id=command.team_id,
                 channel_id=command.channel_id,
+                approvals_channel_id=approvals_channel_id,
                 trigger_id=command.trigger_id,
                 response_url=command.response_url,
                 created_at=self.now,
@@ -383,6 +386,7 @@ class SqlTransaction:
             Action.REQUEST_CREATED,
             request,
             actor=command.requester,
+            details={} if approvals_channel_id is None else {"approvals_channel_id": approvals_channel_id},
             reason=command.reason,
             trigger_id=command.trigger_id,
         )
@@ -479,7 +483,7 @@ class SqlTransaction:
 
     def tell(self, notice: Notice) -> None:
         request_id = self._request.id if self._request is not None else None
-        if notice.kind is NoticeKind.STILL_READING and self._is_told(request_id, notice.kind):
+        if notice.kind in TOLD_ONCE and self._is_told(request_id, notice.kind):
             return
         self._connection.execute(
             insert(notices).values(
@@ -655,6 +659,8 @@ def _to_sql(changes: Mapping[str, Any]) -> dict[str, Any]:
 def _value_to_sql(name: str, value: Any) -> Any:
     if name in _ORDERS and isinstance(value, Order):
         return dump_order(value)
+    if isinstance(value, Quote):
+        return dump_quote(value)
     if isinstance(value, Tier):
         return str(value)
     return ",".join(value) if name in _TEXT_LISTS else value
@@ -676,7 +682,8 @@ _SAME_NAME: Final = tuple(
     name
     for name in CancelRequest.__dataclass_fields__
     if name in cancel_requests.c
-    and name not in {*_ORDERS, *_TEXT_LISTS, "state", "approval_rule", "said_state", "canceled_by", "settled_verdict"}
+    and name
+    not in {*_ORDERS, *_TEXT_LISTS, "state", "quote", "approval_rule", "said_state", "canceled_by", "settled_verdict"}
 )
 
 
@@ -688,6 +695,7 @@ def _from_row(row: RowMapping, made: tuple[Decision, ...]) -> CancelRequest:
         requester=Actor(id=row["requester_id"], name=row["requester_name"], team_id=row["team_id"]),
         order=load_order(row["order"]) if row["order"] else None,
         order_now=load_order(row["order_now"]) if row["order_now"] else None,
+        quote=load_quote(row["quote"]) if row["quote"] else None,
         approval_rule=parse_tier(row["approval_rule"]) if row["approval_rule"] else None,
         approvers=_text_list(row["approvers"]),
         not_counted=_text_list(row["not_counted"]),

@@ -11,21 +11,26 @@ from bot.domain.tiers import Requirement, Tier, requirement
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApprovalPolicy:
-    """The allowlists. An empty `approvers` allows nobody; an empty `requesters` allows everyone in the workspace."""
+    """The allowlists. No `approvers` means nobody; no `requesters` and no `channels` mean everyone, everywhere."""
 
     approvers: frozenset[str]
     requesters: frozenset[str] = frozenset()
+    channels: frozenset[str] = frozenset()  #: where a request may be made; what is decided of it is not bound to them
     self_approval: bool = False
     approvals_required: int = 1
     tiers: tuple[Tier, ...] = ()  #: more approvals for larger orders
     max_open_requests_per_person: int = 20
 
-    def command_refusal(self, requester: Actor, *, home_team: str, open_requests: int) -> Reason | None:
-        """Why this person may not make a request now, or None."""
+    def command_refusal(
+        self, requester: Actor, *, home_team: str, channel_id: str, open_requests: int
+    ) -> Reason | None:
+        """Why this person may not make a request here and now, or None."""
         if requester.team_id != home_team:
             return Reason.OTHER_WORKSPACE
         if self.requesters and requester.id not in self.requesters:
             return Reason.NOT_A_REQUESTER
+        if self.channels and channel_id not in self.channels:
+            return Reason.CHANNEL_NOT_ALLOWED
         if open_requests >= self.max_open_requests_per_person:
             return Reason.TOO_MANY_OPEN_REQUESTS
         return None

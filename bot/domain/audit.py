@@ -69,6 +69,7 @@ class Reason(StrEnum):
     USAGE = "usage"  # no uuid, or more than one
     NOT_A_UUID = "not_a_uuid"
     NOT_A_REQUESTER = "not_a_requester"
+    CHANNEL_NOT_ALLOWED = "channel_not_allowed"
     OTHER_WORKSPACE = "other_workspace"
     ORDER_HAS_OPEN_REQUEST = "order_has_open_request"
     TOO_MANY_OPEN_REQUESTS = "too_many_open_requests"

@@ -21,6 +21,7 @@ from typing import Final
 from bot.domain.audit import Action, Actor, Reason
 from bot.domain.errors import IllegalTransition
 from bot.domain.order import Order
+from bot.domain.quote import Quote
 from bot.domain.tiers import Tier
 
 
@@ -118,9 +119,11 @@ class CancelRequest:
     channel_id: str  #: the channel where the command was typed
     trigger_id: str
     created_at: datetime
+    approvals_channel_id: str | None = None  #: where its card goes, frozen with the command; None = where it was typed
 
     # Frozen when the request is opened
     order: Order | None = None  #: the order as approvers were shown it
+    quote: Quote | None = None  #: what the market bid and asked then; None where that could not be told
     approvals_required: int = 1
     approval_rule: Tier | None = None  #: the rule that asks for so many; None where `APPROVALS_REQUIRED` does
     approvers: tuple[str, ...] = ()  #: ids of those who may approve
@@ -173,6 +176,16 @@ class CancelRequest:
     @property
     def is_open(self) -> bool:
         return self.state in OPEN_STATES
+
+    @property
+    def card_goes_to(self) -> str:
+        """The channel that its card is posted in."""
+        return self.approvals_channel_id or self.channel_id
+
+    @property
+    def is_card_elsewhere(self) -> bool:
+        """Whether who typed the command does not see the card where they typed it."""
+        return self.card_goes_to != self.channel_id
 
     @property
     def market(self) -> str | None:

@@ -280,6 +280,7 @@ class _Conversation:
     def _cancel(self) -> None:
         self._title("dana asks for an order to be canceled of which 0.42 of 1 BTC is filled")
         uuid = self._exchange.place(volume="1")
+        self._exchange.set_book("KRW-BTC", bid="97480000", ask="97500000")
         self._exchange.fill(uuid, "0.42")
         card = self._ask(1, f"{uuid} spread too wide")
         self._title("cara is no approver, and dana, who is one, may not approve her own request")

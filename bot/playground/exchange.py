@@ -1,7 +1,7 @@
 """An Upbit exchange on loopback, for the demo and the tests: real HTTP, checked tokens, orders that live, and moods.
 
     Exchange
-    ├── place, fill, cancel_elsewhere, settle      what happens on the market
+    ├── place, fill, cancel_elsewhere, settle, set_book    what happens on the market
     ├── set_mood, clear_moods                      how the exchange can fail
     ├── order, deletes, requests, wait_for         what it knows, and what reached it
     └── _Server                                    threads and sockets; nothing of Upbit in it
@@ -9,7 +9,7 @@
 Independent of the bot: the token is checked by hand, so that bot and exchange cannot share a mistake.
 
 https://global-docs.upbit.com/reference/order-cancel, https://global-docs.upbit.com/reference/get-order,
-https://global-docs.upbit.com/reference/list-orders-by-ids
+https://global-docs.upbit.com/reference/list-orders-by-ids, https://global-docs.upbit.com/reference/list-orderbooks
 """
 
 import base64
@@ -17,6 +17,7 @@ import binascii
 import hashlib
 import hmac
 import json
+import re
 import socket
 import ssl
 import sys
@@ -39,6 +40,8 @@ MAX_LOGGED_REQUESTS: Final = 10_000
 MAX_ORDERS: Final = 100
 VIOLATIONS_BEFORE_BAN: Final = 10
 FIRST_BAN_S: Final = 60.0
+ORDERBOOK_PATH: Final = "/v1/orderbook"
+QUOTATIONS_PER_S: Final = 10
 CLOCK_STEP_S: Final = 0.02
 """How often `wait_for` looks again, since an order can end by the clock alone."""
 
@@ -272,6 +275,8 @@ class Exchange:
         self._stopping = False
         self._nonces: set[str] = set()
         self._limit = _Limit()
+        self._quotation_limit = _Limit()
+        self._books: dict[str, tuple[Decimal, Decimal]] = {}
         #: (method, path) -> permission that it needs, and what it does
         self._routes: dict[tuple[str, str], tuple[str, Callable[[Request, _ActiveMood | None], _Reply]]] = {
             ("GET", "/v1/order"): ("view", self._get_order),
@@ -359,6 +364,11 @@ class Exchange:
                 order.end()
             self._changed.notify_all()
 
+    def set_book(self, market: str = "KRW-BTC", *, bid: str = "0", ask: str = "0") -> None:
+        """The best prices of the market; zero where nobody waits. A market without a book is not known."""
+        with self._changed:
+            self._books[market] = (Decimal(bid), Decimal(ask))
+
     def set_key(self, key: Key) -> None:
         """Add a key, or change what it may do."""
         with self._changed:
@@ -381,7 +391,8 @@ class Exchange:
     ) -> None:
         """Meet the next `times` calls of `method` with a mood, or all until it is cleared. Mood says who uses what.
 
-        A method and a path, `GET /v1/orders/uuids`, stand for the calls of that path alone.
+        A method and a path, `GET /v1/orders/uuids`, stand for the calls of that path alone; `GET` leaves the public
+        quotation alone, which stands beside the calls about orders: that is `GET /v1/orderbook`.
         """
         with self._changed:
             self.clear_moods(method)
@@ -417,7 +428,7 @@ class Exchange:
             return [each for each in self._deletes if uuid is None or each.uuid == uuid]
 
     def statuses(self) -> Counter[int | None]:
-        """How often each HTTP status was answered; None stands for connections closed without an answer."""
+        """How often each HTTP status was answered to calls about orders; None stands for connections just closed."""
         with self._changed:
             return self._statuses.copy()
 
@@ -441,7 +452,10 @@ class Exchange:
             self._changed.notify_all()
         if self.on_request is not None:
             self.on_request(request)
-        active = self._met_mood(f"{request.method} {request.path}") or self._met_mood(request.method)
+        is_quotation = request.path == ORDERBOOK_PATH
+        active = self._met_mood(f"{request.method} {request.path}")
+        if active is None and not is_quotation:
+            active = self._met_mood(request.method)
         if active and active.mood is Mood.SLOW:
             active.over.wait(active.seconds)
         reply = self._reply(request, active)
@@ -449,7 +463,8 @@ class Exchange:
         with self._changed:
             if request.method == "DELETE":
                 self._deletes.append(_delete(request, reply, answered))
-            self._statuses[None if answered is None else answered.status] += 1
+            if not is_quotation:
+                self._statuses[None if answered is None else answered.status] += 1
             self._changed.notify_all()
         if active and active.mood is Mood.HANG:
             active.over.wait()
@@ -483,7 +498,8 @@ class Exchange:
                     return _too_many(plain=active.plain)
                 case Mood.BANNED_418:
                     with self._changed:
-                        return _banned(self._limit.ban(self._now(), for_s=active.seconds))
+                        limit = self._quotation_limit if request.path == ORDERBOOK_PATH else self._limit
+                        return _banned(limit.ban(self._now(), for_s=active.seconds))
                 case Mood.REFUSE:
                     return _error(active.status, active.name)
                 case Mood.ORDER_NOT_FOUND_LIE:
@@ -495,6 +511,8 @@ class Exchange:
 
     def _worked(self, request: Request, active: _ActiveMood | None) -> _Reply:
         now = self._now()
+        if request.path == ORDERBOOK_PATH:
+            return self._quoted(request, now=now)
         if (ban_left_s := self._limit.ban_left_s(now)) > 0:
             return _banned(ban_left_s)
         left = self._limit.take(now, requests_per_s=self.requests_per_s)
@@ -553,6 +571,46 @@ class Exchange:
             raise _Refused(400, "invalid_parameter", "uuids[] is malformed.")
         wanted = set(named)
         return _json(200, [self._current(uuid).shown() for uuid in reversed(self._orders) if uuid in wanted])
+
+    def _quoted(self, request: Request, *, now: float) -> _Reply:
+        """The public quotation: no token, and a limit of its own. A ban of the address is for this as well."""
+        limit = self._quotation_limit
+        if (ban_left_s := max(limit.ban_left_s(now), self._limit.ban_left_s(now))) > 0:
+            return _banned(ban_left_s)
+        left = limit.take(now, requests_per_s=QUOTATIONS_PER_S)
+        if left is None:
+            return _too_many(plain=True)
+        markets = request.fields.get("markets", "").split(",")
+        known = [market for market in markets if market in self._books]
+        if request.method != "GET" or not markets or known != markets:
+            reply = _json(404, {"error": {"name": 404, "message": "Code not found"}})
+        else:
+            reply = _json(200, [self._shown_book(market, now=now) for market in known])
+        # Numbers are no strings here.
+        body = re.sub(rb'"#([0-9.]+)"', rb"\1", reply.body)
+        remaining = {"Remaining-Req": f"group=orderbook; min=600; sec={left}"}
+        return replace(reply, body=body, headers={**reply.headers, **remaining})
+
+    def _shown_book(self, market: str, *, now: float) -> dict[str, Any]:
+        """Two steps on each side; a side on which nobody waits shows zeros."""
+        bid, ask = self._books[market]
+        units = [
+            {
+                "ask_price": f"#{ask * (1 + step):f}",
+                "bid_price": f"#{bid * (1 - step):f}",
+                "ask_size": "#0.5" if ask else "#0",
+                "bid_size": "#0.25" if bid else "#0",
+            }
+            for step in (Decimal(0), Decimal("0.001"))
+        ]
+        return {
+            "market": market,
+            "timestamp": int(now * 1000),
+            "total_ask_size": "#1.0",
+            "total_bid_size": "#0.5",
+            "orderbook_units": units,
+            "level": 0,
+        }
 
     def _delete_order(self, request: Request, active: _ActiveMood | None) -> _Reply:
         """Accept the cancel: 200 with the order as it was. A second one finds nothing to cancel."""

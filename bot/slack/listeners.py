@@ -55,6 +55,7 @@ class Listeners:
     afterwards: Afterwards
     identity: Callable[[], Identity | None]
     max_open_requests: int
+    channels: frozenset[str] = frozenset()  #: where `/cancel` may be typed; empty = anywhere
 
     def bolt_app(self, *, bot_token: str, signing_secret: str | None) -> App:
         """A Bolt app that asks Slack nothing on its own; without a signing secret, for Socket Mode only."""
@@ -113,6 +114,7 @@ class Listeners:
             link=link,
             text=_text(body, "text"),
             limit=self.max_open_requests,
+            channels=self.channels,
         )
 
     def on_click(self, ack: Ack, body: dict[str, Any]) -> BoltResponse | None:

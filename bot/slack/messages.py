@@ -26,6 +26,7 @@ from bot.domain.cancel_request import (
     Verdict,
 )
 from bot.domain.order import Order, OrderState
+from bot.domain.quote import Distance, Side, distance
 from bot.domain.tiers import remaining_value
 
 ACTION_APPROVE: Final = "approve"
@@ -46,6 +47,8 @@ REASON_CHARS: Final = 1000
 WORD_CHARS: Final = 200
 SAID_CHARS: Final = 300
 NAMES_SHOWN: Final = 12
+LEAST_PERCENT: Final = Decimal("0.01")
+MOST_PERCENT: Final = 10_000
 
 Block = dict[str, Any]
 
@@ -130,6 +133,11 @@ def when(moment: datetime) -> str:
     return f"<!date^{int(moment.timestamp())}^{{date_short_pretty}} {{time}}|{fallback}>"
 
 
+def _to_the_second(moment: datetime) -> str:
+    fallback = moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return f"<!date^{int(moment.timestamp())}^{{date_short_pretty}} {{time_secs}}|{fallback}>"
+
+
 def amount(value: Decimal | None, currency: str) -> str:
     """Every digit there is, thousands separated, no trailing zeros, never 1E+8."""
     if value is None:
@@ -184,20 +192,25 @@ def usage() -> str:
     )
 
 
-def command_refused(
+def command_refused(  # noqa: PLR0913 - each sentence has its facts
     reason: Reason,
     *,
     open_request: CancelRequest | None = None,
     link: str | None = None,
     text: str = "",
     limit: int | None = None,
+    channels: Iterable[str] = (),
 ) -> str:
-    """Why a command made no request. `text` is what was typed, `link` leads to the card of the open request."""
+    """Why a command made no request. `text` is what was typed, `link` leads to the card of the open request.
+
+    `channels` are those where it may be typed.
+    """
     sentences = {
         Reason.USAGE: usage(),
         Reason.NOT_A_UUID: _not_a_uuid(text),
         Reason.NOT_A_REQUESTER: _not_a_requester(),
         Reason.OTHER_WORKSPACE: _from_another_workspace(),
+        Reason.CHANNEL_NOT_ALLOWED: _channel_not_allowed(channels),
         Reason.ORDER_HAS_OPEN_REQUEST: _order_has_open_request(open_request, link),
         Reason.TOO_MANY_OPEN_REQUESTS: _too_many_open_requests(limit),
     }
@@ -227,6 +240,12 @@ def _from_another_workspace() -> str:
         "This bot works for people of its own workspace only, and you belong to another one. Nothing was done; ask "
         "somebody of this workspace to type the command."
     )
+
+
+def _channel_not_allowed(channels: Iterable[str]) -> str:
+    places = _listed("a direct message" if each.startswith("D") else channel(each) for each in sorted(channels))
+    where = f"in: {places}" if places else "in other channels"
+    return f"`/cancel` may not be used here, so nothing was done. Type it {where} (`CHANNELS`)."
 
 
 def _order_has_open_request(open_request: CancelRequest | None, link: str | None) -> str:
@@ -277,15 +296,22 @@ def still_reading(request: CancelRequest) -> str:
     )
 
 
-def request_refused(request: CancelRequest, *, channel_id: str | None = None) -> str:
+def card_elsewhere(request: CancelRequest, *, link: str | None) -> str:
+    """Where the card is, for who typed the command in another channel."""
+    opened = f": {_link(link, 'open it')}" if link else ""
+    return (
+        f"The card of request #{request.id} is in {channel(request.card_goes_to)}{opened}. The approvers decide there, "
+        "and its thread tells what comes of it. If you cannot see that channel, ask somebody in it to add you."
+    )
+
+
+def request_refused(request: CancelRequest) -> str:
     """Why a request ended before anybody could approve it, and what to do.
 
     `request.cause` is a Reason or Upbit's error name; a word after a colon says more, `cannot_post:not_in_channel`.
-    `channel_id` is where the card belongs, if not where the command was typed.
     """
-    quoted = _quoted(request)
-    why = _why_refused(request, channel_id or request.card_channel_id or request.channel_id)
-    return f"Request #{request.id} was refused, and nothing was sent to Upbit. {why}{quoted}"
+    why = _why_refused(request)
+    return f"Request #{request.id} was refused, and nothing was sent to Upbit. {why}{_quoted(request)}"
 
 
 def _quoted(request: CancelRequest) -> str:
@@ -395,7 +421,7 @@ _CLICK_REFUSALS: Final[Mapping[Reason, Callable[[CancelRequest], str]]] = {
 
 def summary_elsewhere(request: CancelRequest, *, notify: Sequence[str] = ()) -> str:
     """The thread's message for one person, where it cannot be posted in the thread."""
-    where = channel(request.card_channel_id or request.channel_id)
+    where = channel(request.card_channel_id or request.card_goes_to)
     message = thread_message(request, notify=notify)
     told = message.text if message else f"Now: {_STATE_WORDS[request.state]}."
     return _fitting(f"This could not be posted in {where}, so you get it here.\n{told}".split("\n"), TEXT_CHARS)
@@ -413,8 +439,10 @@ def card(request: CancelRequest, *, notify: Sequence[str], is_new: bool = False)
     if order is None:
         facts = [("Order", literal(request.order_uuid))]
     reason = f"*Reason:* {literal(request.reason, REASON_CHARS)}" if request.reason.strip() else "*Reason:* none given"
-    asked = f"*Asked by:* {mention(request.requester.id)} {when(request.created_at)}"
+    asked = f"*Asked by:* {mention(request.requester.id)} {when(request.created_at)}{_asked_elsewhere(request)}"
     lines = [asked, *_approval_lines(request, is_new=is_new)]
+    if request.opened_at:
+        lines.append(_market(request))
     if request.looked_at:
         lines.append(f"*Order last seen:* {when(request.looked_at)}")
     pending = request.state is State.PENDING
@@ -490,6 +518,13 @@ def _story(request: CancelRequest) -> str:
     return _STORIES[request.state](request)
 
 
+def _asked_elsewhere(request: CancelRequest) -> str:
+    """Where the command was typed, if not where the card is."""
+    if not request.is_card_elsewhere:
+        return ""
+    return " in a direct message" if request.channel_id.startswith("D") else f" in {channel(request.channel_id)}"
+
+
 def _approval_lines(request: CancelRequest, *, is_new: bool) -> list[str]:
     """How far the approval is, or who decided and when.
 
@@ -508,6 +543,35 @@ def _approval_lines(request: CancelRequest, *, is_new: bool) -> list[str]:
     if decided := _decisions(request):
         lines.append(f"*Decided:* {decided}")
     return lines
+
+
+def _market(request: CancelRequest) -> str:
+    """How far the order is from the market, as it was when the request was opened."""
+    quote, order = request.quote, request.order
+    if quote is None or order is None:
+        return "*Market:* market price not available when this was asked"
+    at = f"*Market at {_to_the_second(quote.quoted_at)}, when this was asked:*"
+    best = {Side.BID: f"best bid {amount(quote.bid, order.quote_currency)}"}
+    best[Side.ASK] = f"best ask {amount(quote.ask, order.quote_currency)}"
+    far = distance(order, quote)
+    if far is None:
+        return f"{at} {best[Side.BID]}, {best[Side.ASK]}"
+    other = Side.ASK if far.side is Side.BID else Side.BID
+    reached = ", so it may be filled at any moment" if far.is_reached and order.state == OrderState.WAIT else ""
+    return f"{at} the order's price is {_how_far(far)} the {best[far.side]}{reached}; {best[other]}"
+
+
+def _how_far(far: Distance) -> str:
+    """`2.1 % below`, or `at`."""
+    if not far.percent:
+        return "at"
+    where = "below" if far.percent < 0 else "above"
+    percent = abs(far.percent)
+    if percent < LEAST_PERCENT:
+        return f"less than {LEAST_PERCENT} % {where}"
+    if percent > MOST_PERCENT:
+        return f"more than {MOST_PERCENT:,} % {where}"
+    return f"{amount(percent.quantize(LEAST_PERCENT), '')} % {where}"
 
 
 def _count(request: CancelRequest) -> str:
@@ -681,8 +745,7 @@ def _pending(request: CancelRequest) -> str:
 
 
 def _refused(request: CancelRequest) -> str:
-    where = request.card_channel_id or request.channel_id
-    return f"Refused, and nothing was sent to Upbit. {_why_refused(request, where)}"
+    return f"Refused, and nothing was sent to Upbit. {_why_refused(request)}"
 
 
 def _approved(request: CancelRequest) -> str:
@@ -894,11 +957,13 @@ def _cause(request: CancelRequest) -> tuple[Reason | None, str]:
 _REASONS: Final = {reason.value: reason for reason in Reason}
 
 
-def _why_refused(request: CancelRequest, channel_id: str) -> str:
+def _why_refused(request: CancelRequest) -> str:
     reason, cause = _cause(request)
     match reason:
         case Reason.CANNOT_POST:
-            return _cannot_post(channel_id, cause)
+            if request.is_card_elsewhere:
+                return _cannot_post_elsewhere(request, cause)
+            return _cannot_post(request.card_channel_id or request.channel_id, cause)
         case Reason.NOBODY_CAN_APPROVE:
             return (
                 f"It needs {_approvals(request.approvals_required)}, and nobody may approve what you ask for. "
@@ -956,6 +1021,24 @@ def _cannot_post(channel_id: str, error: str) -> str:
     if error == "messages_tab_disabled":
         return "Messages to this bot are switched off. Ask again in a channel."
     return f"Slack refused the card in {place}: {literal(error)}. Ask again elsewhere, and tell whoever runs this bot."
+
+
+def _cannot_post_elsewhere(request: CancelRequest, error: str) -> str:
+    """The same for the channel where all cards go, into which who asked perhaps cannot look."""
+    place = f"{channel(request.card_goes_to)}, where all cards go (`APPROVALS_CHANNEL`)"
+    again = f"then ask again: {_typed_command(request)}"
+    if error in {"not_in_channel", "channel_not_found", Reason.CANNOT_POST}:
+        return (
+            f"The bot may not post in {place}. Tell whoever runs this bot: somebody in that channel has to type "
+            f"`/invite` there and choose this bot; {again}."
+        )
+    if error == "is_archived":
+        fault = f"{place}, is archived"
+    elif error.startswith("restricted_action"):
+        fault = f"Only some people may post in {place}, and the bot is none of them"
+    else:
+        fault = f"Slack refused the card in {place}: {literal(error)}"
+    return f"{fault}. Tell whoever runs this bot to name another channel, or to change this one; {again}."
 
 
 _TELL: Final = "Tell whoever runs this bot."

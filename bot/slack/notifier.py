@@ -3,6 +3,7 @@
 import logging
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
@@ -13,7 +14,7 @@ from slack_sdk.web import SlackResponse
 from slack_sdk.webhook import WebhookClient
 
 from bot.domain.cancel_request import CancelRequest
-from bot.domain.errors import CannotPost, TryLater
+from bot.domain.errors import CannotPost, MessengerError, TryLater
 from bot.slack import messages
 from bot.slack.pace import Pace
 from bot.workflow import Notice, NoticeKind
@@ -57,6 +58,9 @@ https://docs.slack.dev/reference/methods/chat.postMessage
 TOKEN_ERRORS: Final = frozenset({"account_inactive", "invalid_auth", "not_authed", "token_expired", "token_revoked"})
 """What `auth.test` says of a token that is no good: https://docs.slack.dev/reference/methods/auth.test"""
 
+NO_MESSAGE_TS: Final = "1.000001"
+"""Older than Slack."""
+
 CARD_NAMESPACE: Final = uuid.UUID("7f4c1c0e-3d0b-5f0c-9a51-2f4f6f1f8f5e")
 
 
@@ -78,19 +82,21 @@ class Notifier:
         self._notify = tuple(notify)
         self._timeout_s = timeout_s
         self._pace = Pace()
+        self._workspace_url: str | None = None
 
     def who_am_i(self) -> Identity:
         """Ask Slack whose token this is. Raises CannotPost (the token is no good), TryLater."""
         answer = _call(self._client.auth_test, permanent=TOKEN_ERRORS)
+        self._workspace_url = answer["url"]
         return Identity(team_id=answer["team_id"], team_url=answer["url"], bot_user_id=answer["user_id"])
 
     def post_card(self, request: CancelRequest) -> tuple[str, str]:
-        """Post the card where the command was typed; returns its channel and ts. Raises CannotPost, TryLater."""
+        """Post the card where it goes; returns its channel and ts. Raises CannotPost, TryLater."""
         card = messages.card(request, notify=self._notify, is_new=True)
         answer = self._call_in_turn(
             request.id,
             self._client.chat_postMessage,
-            channel=request.channel_id,
+            channel=request.card_goes_to,
             client_msg_id=str(uuid.uuid5(CARD_NAMESPACE, f"{request.team_id}:{request.trigger_id}")),
             **_content(card),
         )
@@ -130,6 +136,30 @@ class Notifier:
                 return
         _call(self._client.chat_postMessage, channel=notice.user_id, text=text, unfurl_links=False)
 
+    def can_see_channel(self, channel_id: str) -> bool:
+        """Whether Slack lets the bot know of the channel, which is all that it tells without a scope for more.
+
+        Asked for a message that cannot be there: a channel that it sees answers `message_not_found`.
+        https://docs.slack.dev/reference/methods/chat.getPermalink. Raises CannotPost, TryLater.
+        """
+        permanent = TOKEN_ERRORS | {"channel_not_found", "message_not_found"}
+        try:
+            _call(self._client.chat_getPermalink, permanent=permanent, channel=channel_id, message_ts=NO_MESSAGE_TS)
+        except CannotPost as error:
+            if error.error in TOKEN_ERRORS:
+                raise
+            return error.error == "message_not_found"
+        return True
+
+    def _card_link(self, request: CancelRequest) -> str | None:
+        """The card's address, None where it or the workspace's is not known."""
+        if self._workspace_url is None:
+            with suppress(MessengerError):
+                self.who_am_i()
+        if self._workspace_url is None or request.card_channel_id is None or request.card_ts is None:
+            return None
+        return messages.permalink(self._workspace_url, request.card_channel_id, request.card_ts)
+
     def _call_in_turn(
         self, request_id: int, method: Callable[..., SlackResponse], *, channel: str, **arguments: Any
     ) -> SlackResponse:
@@ -165,7 +195,9 @@ class Notifier:
             case NoticeKind.STILL_READING if request is not None:
                 return messages.still_reading(request)
             case NoticeKind.REQUEST_REFUSED if request is not None:
-                return messages.request_refused(request, channel_id=notice.channel_id)
+                return messages.request_refused(request)
+            case NoticeKind.CARD_ELSEWHERE if request is not None:
+                return messages.card_elsewhere(request, link=self._card_link(request))
             case NoticeKind.VERDICT if request is not None:
                 return messages.summary_elsewhere(request, notify=self._notify)
             case _:

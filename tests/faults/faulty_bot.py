@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -31,9 +31,11 @@ from bot.database.engine import Database
 from bot.domain.answer import CancelAnswer, LookAnswer, OrdersAnswer
 from bot.domain.audit import Action
 from bot.domain.cancel_request import CancelRequest
+from bot.domain.quote import BestPrices, NoPrices
 from bot.settings import Settings, load_settings
 from bot.slack.notifier import Notifier
 from bot.upbit.client import UpbitClient
+from bot.upbit.quotation import QuotationClient
 from bot.workflow import Notice
 
 BOOKKEEPING: Final = "bookkeeping"
@@ -47,6 +49,7 @@ CALLS: Final = (
     "exchange.get_order",
     "exchange.get_orders",
     "exchange.cancel_order",
+    "exchange.best_prices",
     "slack.post_card",
     "slack.redraw_card",
     "slack.post_verdict",
@@ -172,6 +175,16 @@ class FaultyUpbit(UpbitClient):
             return super().cancel_order(uuid, nonce=nonce)
 
 
+class FaultyQuotations(QuotationClient):
+    """Calls with a point before and after each."""
+
+    faults: Faults
+
+    def best_prices(self, market: str) -> BestPrices | NoPrices:
+        with self.faults.around("exchange.best_prices"):
+            return super().best_prices(market)
+
+
 class FaultyNotifier(Notifier):
     """Calls with a point before and after each."""
 
@@ -200,12 +213,14 @@ def build_faulty_neighbours(settings: Settings, *, faults: Faults, clock: WrongC
     sound.database.close()
     sound.upbit.__class__ = FaultyUpbit
     sound.notifier.__class__ = FaultyNotifier
-    upbit, notifier = sound.upbit, sound.notifier
+    sound.quotations.__class__ = FaultyQuotations
+    upbit, quotations, notifier = sound.upbit, sound.quotations, sound.notifier
     assert isinstance(upbit, FaultyUpbit)
+    assert isinstance(quotations, FaultyQuotations)
     assert isinstance(notifier, FaultyNotifier)
-    upbit.faults = notifier.faults = faults
+    upbit.faults = quotations.faults = notifier.faults = faults
     database = FaultyDatabase(settings.database_url.get_secret_value(), faults=faults, clock=clock)
-    return Neighbours(database=database, upbit=upbit, notifier=notifier)
+    return replace(sound, database=database)
 
 
 def main() -> None:

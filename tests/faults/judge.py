@@ -37,7 +37,12 @@ SAYS: Final = {
 """How the thread's message about a state begins."""
 
 NOT_SENT: Final = frozenset({State.REFUSED, State.DENIED, State.WITHDRAWN, State.SUPERSEDED, State.EXPIRED})
-CALLS: Final = {("GET", "/v1/order"), ("GET", "/v1/orders/uuids"), ("DELETE", "/v1/order")}
+CALLS: Final = {
+    ("GET", "/v1/order"),
+    ("GET", "/v1/orders/uuids"),
+    ("DELETE", "/v1/order"),
+    ("GET", "/v1/orderbook"),
+}
 """All that the bot ever asks of the exchange."""
 ANSWERS: Final = {"approve": "request.approved", "deny": "request.denied", "withdraw": "request.withdrawn"}
 """What a button does, where it ends the wait for a decision."""

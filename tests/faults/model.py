@@ -25,7 +25,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
-from builders import APPROVER, HOME, REQUESTER, SECOND, START, STRANGER, command, order, order_uuid
+from builders import APPROVER, HOME, REQUESTER, SECOND, START, STRANGER, FixedPrices, command, order, order_uuid
 from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -595,9 +595,9 @@ class ModelSlack:
 
     def post_card(self, request: CancelRequest) -> tuple[str, str]:
         self._call()
-        if request.channel_id == CLOSED_CHANNEL:
+        if request.card_goes_to == CLOSED_CHANNEL:
             raise CannotPost("not_in_channel")
-        place = (request.channel_id, self._next_ts())
+        place = (request.card_goes_to, self._next_ts())
         self._draw(request, place)
         self._answer()
         return place
@@ -690,6 +690,7 @@ class Stage:
         return CancelWorkflow(
             store=WatchedStore(self, f"{name}{self._lives}"),
             exchange=ModelExchange(self),
+            quotations=FixedPrices(),
             messenger=self.slack,
             policy=ApprovalPolicy(
                 approvers=self.lists["AB".index(name)],
