@@ -32,7 +32,7 @@ from bot.domain.answer import (
     Refused,
     Unknown,
 )
-from bot.domain.approval import ApprovalPolicy
+from bot.domain.approval import ApprovalPolicy, reason_fault
 from bot.domain.audit import SYSTEM, Action, Actor, Json, Outcome, Reason, timestamp
 from bot.domain.cancel_request import (
     ENDED_STATES,
@@ -119,6 +119,7 @@ class NoticeKind(StrEnum):
     STILL_READING = "still_reading"
     REQUEST_REFUSED = "request_refused"
     CLICK_REFUSED = "click_refused"
+    FORM_NOT_OPENED = "form_not_opened"
     VERDICT = "verdict"  # the thread cannot be posted to
     REDRAW = "redraw"  # not a line: somebody clicked on a second copy of the card
 
@@ -130,6 +131,7 @@ NOTICE_LIFETIME: Final = {
     NoticeKind.STILL_READING: timedelta(seconds=55),
     NoticeKind.REQUEST_REFUSED: timedelta(hours=24),
     NoticeKind.CLICK_REFUSED: timedelta(minutes=25),
+    NoticeKind.FORM_NOT_OPENED: timedelta(minutes=5),
     NoticeKind.VERDICT: timedelta(hours=24),
     NoticeKind.REDRAW: timedelta(hours=1),
 }
@@ -161,7 +163,10 @@ class CommandAnswer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Click:
-    """A press on a button. `request_id` is None where its value is not ours, `kind` where the button is not."""
+    """A press on a button, or a form that one has opened and somebody has submitted.
+
+    `request_id` is None where its value is not ours, `kind` where the button or the form is not.
+    """
 
     kind: DecisionKind | None
     request_id: int | None
@@ -171,6 +176,16 @@ class Click:
     message_ts: str | None
     response_url: str | None
     trigger_id: str | None
+    is_form: bool = False  #: then the form itself tells the person what came of it
+    reason: str = ""  #: why, in their own words; only a form asks for it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClickAnswer:
+    """What came of a click: why it does not count, or None; and the request as it is now."""
+
+    refusal: Reason | None
+    request: CancelRequest | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -287,6 +302,7 @@ class Transaction(Protocol):
         outcome: Outcome = Outcome.OK,
         details: dict[str, Json] | None = None,
         trigger_id: str | None = None,
+        reason: str | None = None,
         due_in_s: float | None = None,
         **changes: Any,
     ) -> CancelRequest:
@@ -310,7 +326,7 @@ class Transaction(Protocol):
         """Write an audit event that moves nothing; `changes` go into the request's row."""
         ...
 
-    def decide(self, kind: DecisionKind, actor: Actor) -> None:
+    def decide(self, kind: DecisionKind, actor: Actor, *, reason: str = "") -> None:
         """Record a person's decision; the state is moved by `move`."""
         ...
 
@@ -473,6 +489,10 @@ class CancelWorkflow:
 
         Raises NothingDone, or CommitInDoubt where even reading again does not tell.
         """
+        return self.decide(click).refusal
+
+    def decide(self, click: Click) -> ClickAnswer:
+        """The same for who needs the request to say what came of it."""
         refusal: Reason | None = None
         decided: CancelRequest | None = None
         try:
@@ -484,21 +504,58 @@ class CancelWorkflow:
                 raise NothingDone("commit_failed") from None
             if refusal is not None:
                 raise  # what is written is an earlier click of theirs: neither "it counts" nor "nothing" is the truth
-        return refusal
+        return ClickAnswer(refusal=refusal, request=decided)
+
+    def may_decide(self, click: Click) -> ClickAnswer:
+        """Whether the click would count now, before a form is opened; why not is recorded and told as for any click.
+
+        Nothing is decided. Raises StoreError.
+        """
+        with self._store.transaction(click.request_id) as tx:
+            refusal = self._click_refusal(tx, click)
+            if refusal is None:
+                self._adopt_or_redraw(tx, click)
+            else:
+                self._refuse_click(tx, click, refusal)
+            return ClickAnswer(refusal=refusal, request=tx.request)
+
+    def form_not_opened(self, click: Click) -> None:
+        """Owe the person the line that says so. Raises StoreError."""
+        with self._store.transaction(click.request_id) as tx:
+            tx.tell(
+                Notice(
+                    kind=NoticeKind.FORM_NOT_OPENED,
+                    user_id=click.actor.id,
+                    channel_id=click.channel_id,
+                    response_url=click.response_url,
+                )
+            )
+
+    def _click_refusal(self, tx: Transaction, click: Click) -> Reason | None:
+        if click.kind is None:
+            return Reason.UNKNOWN_FORM if click.is_form else Reason.UNKNOWN_BUTTON
+        return self._policy.refusal(tx.request, click.actor, click.kind, tx.now)
 
     def _decide(self, tx: Transaction, click: Click) -> Reason | None:
-        if click.kind is None:
-            return self._refuse_click(tx, click, Reason.UNKNOWN_BUTTON)
-        refusal = self._policy.refusal(tx.request, click.actor, click.kind, tx.now)
+        refused_before = self._refused_before(tx, click)
+        if refused_before is not None:
+            return refused_before
+        refusal = self._click_refusal(tx, click)
+        if refusal is not None and _is_repeated(tx.request, click):
+            return None
+        if refusal is None and click.is_form and click.kind is not None:
+            refusal = reason_fault(click.kind, click.reason)
         if refusal is not None:
             return self._refuse_click(tx, click, refusal)
+        assert click.kind is not None
         if not (click.kind is DecisionKind.APPROVE and _locked(tx).has_approved(click.actor.id)):
-            tx.decide(click.kind, click.actor)
+            tx.decide(click.kind, click.actor, reason=click.reason)
         if click.kind is DecisionKind.APPROVE:
             self._count_approvals(tx, click)
         else:
             ends = Action.REQUEST_DENIED if click.kind is DecisionKind.DENY else Action.REQUEST_WITHDRAWN
-            tx.move(ends, actor=click.actor, trigger_id=click.trigger_id, ended_at=tx.now)
+            why = click.reason or None
+            tx.move(ends, actor=click.actor, trigger_id=click.trigger_id, reason=why, ended_at=tx.now)
         self._adopt_or_redraw(tx, click)
         return None
 
@@ -522,9 +579,11 @@ class CancelWorkflow:
                 Action.REQUEST_APPROVED,
                 actor=click.actor,
                 trigger_id=click.trigger_id,
+                reason=click.reason or None,
                 due_in_s=0,
                 details=details,
                 not_counted=not_counted,
+                order_approved=request.order_now,
                 approved_at=tx.now,
                 send_before=tx.now + self._send_within,
                 attempts=0,
@@ -535,9 +594,17 @@ class CancelWorkflow:
             Action.APPROVAL_RECORDED,
             actor=click.actor,
             trigger_id=click.trigger_id,
-            channel_id=click.channel_id,
+            channel_id=click.channel_id or None,
+            reason=click.reason or None,
             details=details,
         )
+
+    @staticmethod
+    def _refused_before(tx: Transaction, click: Click) -> Reason | None:
+        """A form that is delivered again is answered as before, and written down once."""
+        if not click.is_form or click.trigger_id is None:
+            return None
+        return tx.refusal_of_trigger(click.trigger_id)
 
     def _refuse_click(self, tx: Transaction, click: Click, refusal: Reason) -> Reason:
         tx.record(
@@ -547,17 +614,19 @@ class CancelWorkflow:
             details={"reason": refusal.value, "kind": click.kind.value if click.kind else None},
             trigger_id=click.trigger_id,
             team_id=click.team_id,
-            channel_id=click.channel_id,
+            channel_id=click.channel_id or None,
+            reason=click.reason or None,
         )
-        tx.tell(
-            Notice(
-                kind=NoticeKind.CLICK_REFUSED,
-                reason=refusal,
-                user_id=click.actor.id,
-                channel_id=click.channel_id,
-                response_url=click.response_url,
+        if not click.is_form:
+            tx.tell(
+                Notice(
+                    kind=NoticeKind.CLICK_REFUSED,
+                    reason=refusal,
+                    user_id=click.actor.id,
+                    channel_id=click.channel_id,
+                    response_url=click.response_url,
+                )
             )
-        )
         self._adopt_or_redraw(tx, click)
         return refusal
 
@@ -1284,6 +1353,16 @@ class Step:
 
     due_in_s: float | None
     request: CancelRequest | None = None
+
+
+def _is_repeated(request: CancelRequest | None, click: Click) -> bool:
+    """Whether this very form has decided already, and its answer was lost."""
+    if request is None or click.kind is None or not click.is_form:
+        return False
+    return any(
+        (each.actor.id, each.actor.team_id, each.reason) == (click.actor.id, click.actor.team_id, click.reason)
+        for each in request.decided(click.kind)
+    )
 
 
 def _locked(tx: Transaction) -> CancelRequest:

@@ -116,6 +116,8 @@ cancel_requests = Table(
     Column("refresh_at", UtcTime, nullable=False, server_default=text("'1970-01-01T00:00:00.000000Z'")),
     Column("approval_rule", Text),
     Column("not_counted", Text, nullable=False, server_default=""),
+    Column("order_approved", Text),
+    Column("reminded_at", UtcTime),
     UniqueConstraint("trigger_id"),
     Index(
         "uq_cancel_requests_open_order",
@@ -161,6 +163,7 @@ decisions = Table(
     Column("actor_name", Text, nullable=False),
     Column("actor_team", Text, nullable=False),
     Column("decided_at", UtcTime, nullable=False),
+    Column("reason", Text, nullable=False, server_default=""),
     UniqueConstraint("request_id", "actor_id", "kind"),
 )
 

@@ -396,6 +396,7 @@ class SqlTransaction:
         outcome: Outcome = Outcome.OK,
         details: dict[str, Json] | None = None,
         trigger_id: str | None = None,
+        reason: str | None = None,
         due_in_s: float | None = None,
         **changes: Any,
     ) -> CancelRequest:
@@ -409,7 +410,7 @@ class SqlTransaction:
             values["next_attempt_at"] = self.now + timedelta(seconds=due_in_s)
         moved = self._update(values, cancel_requests.c.state.in_([source.value for source in sources]))
         facts: dict[str, Json] = {"state": target.value, **(details or {})}
-        self._append(action, moved, actor=actor, outcome=outcome, details=facts, trigger_id=trigger_id)
+        self._append(action, moved, actor=actor, outcome=outcome, details=facts, trigger_id=trigger_id, reason=reason)
         return moved
 
     def record(  # noqa: PLR0913 - see Transaction
@@ -438,6 +439,7 @@ class SqlTransaction:
                 details=details or {},
                 trigger_id=trigger_id,
                 channel_id=channel_id,
+                reason=reason,
             )
             return
         self._chain.append(
@@ -455,7 +457,7 @@ class SqlTransaction:
             occurred_at=self.now,
         )
 
-    def decide(self, kind: DecisionKind, actor: Actor) -> None:
+    def decide(self, kind: DecisionKind, actor: Actor, *, reason: str = "") -> None:
         request = self._present()
         self._connection.execute(
             insert(decisions).values(
@@ -465,6 +467,7 @@ class SqlTransaction:
                 actor_name=actor.name,
                 actor_team=actor.team_id,
                 decided_at=self.now,
+                reason=reason,
             )
         )
         self._request = self._reread(request.id)
@@ -644,7 +647,7 @@ def _select_request(connection: Connection, request_id: int, *, lock: bool = Fal
 
 
 _TEXT_LISTS: Final = {"approvers", "not_counted"}
-_ORDERS: Final = {"order", "order_now"}
+_ORDERS: Final = {"order", "order_now", "order_approved"}
 
 
 def _to_sql(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -669,6 +672,7 @@ def _decision(row: RowMapping) -> Decision:
         kind=DecisionKind(row["kind"]),
         actor=Actor(id=row["actor_id"], name=row["actor_name"], team_id=row["actor_team"]),
         decided_at=row["decided_at"],
+        reason=row["reason"],
     )
 
 
@@ -688,6 +692,7 @@ def _from_row(row: RowMapping, made: tuple[Decision, ...]) -> CancelRequest:
         requester=Actor(id=row["requester_id"], name=row["requester_name"], team_id=row["team_id"]),
         order=load_order(row["order"]) if row["order"] else None,
         order_now=load_order(row["order_now"]) if row["order_now"] else None,
+        order_approved=load_order(row["order_approved"]) if row["order_approved"] else None,
         approval_rule=parse_tier(row["approval_rule"]) if row["approval_rule"] else None,
         approvers=_text_list(row["approvers"]),
         not_counted=_text_list(row["not_counted"]),

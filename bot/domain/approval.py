@@ -2,11 +2,22 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from bot.domain.audit import Actor, Reason
 from bot.domain.cancel_request import CancelRequest, Decision, DecisionKind, State
 from bot.domain.order import Order
 from bot.domain.tiers import Requirement, Tier, requirement
+
+MAX_REASON_CHARS: Final = 1000
+"""Of a decision's reason: what a card shows whole."""
+
+
+def reason_fault(kind: DecisionKind, reason: str) -> Reason | None:
+    """What is wrong with what somebody filled in as the reason of a decision, or None. Only a denial needs one."""
+    if len(reason) > MAX_REASON_CHARS:
+        return Reason.REASON_TOO_LONG
+    return Reason.NO_REASON if kind is DecisionKind.DENY and not reason.strip() else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

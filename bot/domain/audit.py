@@ -91,6 +91,9 @@ class Reason(StrEnum):
     NOT_THE_REQUESTER = "not_the_requester"
     UNKNOWN_REQUEST = "unknown_request"
     UNKNOWN_BUTTON = "unknown_button"
+    UNKNOWN_FORM = "unknown_form"
+    NO_REASON = "no_reason"  # the form asks for one
+    REASON_TOO_LONG = "reason_too_long"
     NOT_YET_PENDING = "not_yet_pending"
     ALREADY_APPROVED = "already_approved"  # by the same person
     ALREADY_DECIDED = "already_decided"
@@ -126,7 +129,7 @@ class AuditEvent:
     market: str | None = None
     team_id: str | None = None
     channel_id: str | None = None
-    reason: str | None = None  #: why, in the words of the person who asked
+    reason: str | None = None  #: why, in the words of the person who asked or decided
     trigger_id: str | None = None  #: Slack's id of the delivery
     details: Mapping[str, Json] = field(default_factory=dict)
 

@@ -15,7 +15,7 @@ from slack_bolt import Ack, App, BoltResponse
 from slack_bolt.authorization import AuthorizeResult
 
 from bot.domain.audit import Actor, Reason
-from bot.domain.cancel_request import DecisionKind
+from bot.domain.cancel_request import CancelRequest, DecisionKind
 from bot.domain.errors import CommitInDoubt, MessengerError, StoreError
 from bot.domain.order import UUID_PATTERN
 from bot.slack import messages, views
@@ -28,10 +28,21 @@ COMMAND: Final = "/cancel"
 KINDS: Final = {
     messages.ACTION_APPROVE: DecisionKind.APPROVE,
     messages.ACTION_DENY: DecisionKind.DENY,
+    messages.ACTION_DENY_WITH_REASON: DecisionKind.DENY,
     messages.ACTION_WITHDRAW: DecisionKind.WITHDRAW,
 }
 
+FORMS: Final[Mapping[str, Callable[[CancelRequest], views.View]]] = {
+    messages.ACTION_DENY_WITH_REASON: views.deny_form,
+}
+"""Buttons that decide nothing themselves: they open a form."""
+
+FORM_KINDS: Final = {views.DENY_REASON: DecisionKind.DENY}
+"""By callback_id: the forms that decide when they are submitted."""
+
 MAX_REQUEST_ID_DIGITS: Final = 15
+MAX_TYPED_CHARS: Final = 4000
+"""Of what was filled in; Slack itself takes 3,000. What is too long is refused, and the audit shows so much of it."""
 QUOTES: Final = "`'\"‘’“”*_~<>"  # noqa: RUF001 - Slack and phones put these around what people paste
 
 
@@ -140,8 +151,12 @@ class Listeners:
     def on_click(self, ack: Ack, body: dict[str, Any]) -> BoltResponse | None:
         """Acknowledges what is written down. Otherwise Slack shows the person that the click failed, too."""
         click = parse_click(body)
+        form = FORMS.get(_text(_first_action(body), "action_id"))
         try:
-            self.workflow.click(click)
+            if form is None:
+                self.workflow.click(click)
+            else:
+                self._ask_why(click, form)
         except StoreError as error:
             log.error("click not recorded: %s", error)  # noqa: TRY400
             if click.response_url is not None:
@@ -153,6 +168,14 @@ class Listeners:
         ack()
         return None
 
+    def _ask_why(self, click: Click, form: Callable[[CancelRequest], views.View]) -> None:
+        """Open the form for who may decide; for nobody else. Raises StoreError."""
+        answer = self.workflow.may_decide(click)
+        if answer.refusal is not None or answer.request is None:
+            return
+        if not self.open_form(click.trigger_id or "", form(answer.request)):
+            self.workflow.form_not_opened(click)
+
     def on_submission(self, ack: Ack, body: dict[str, Any]) -> None:
         """A form was submitted; the answer closes it, says in it what is wrong, or takes its place."""
         submission = parse_submission(body)
@@ -160,8 +183,23 @@ class Listeners:
         ack(answer) if answer else ack()
 
     def _read_form(self, submission: Submission) -> dict[str, Any]:
-        log.info("a form of another version was submitted", extra={"callback_id": submission.callback_id})
-        return views.replace_with(views.told(messages.unknown_form()))
+        click = parse_form(submission)
+        try:
+            answer = self.workflow.decide(click)
+        except StoreError as error:
+            log.error("form not recorded: %s", error)  # noqa: TRY400
+            sentence = messages.in_doubt() if isinstance(error, CommitInDoubt) else messages.nothing_was_done()
+            is_ours = click.kind is not None
+            return (
+                views.keep_open(views.REASON_INPUT, sentence) if is_ours else views.replace_with(views.told(sentence))
+            )
+        self.afterwards.nudge(click.request_id)
+        if answer.refusal is None:
+            return views.close()
+        sentence = messages.click_refused(answer.refusal, answer.request)
+        if answer.refusal in {Reason.NO_REASON, Reason.REASON_TOO_LONG}:
+            return views.keep_open(views.REASON_INPUT, sentence)
+        return views.replace_with(views.told(sentence))
 
     def open_form(self, trigger_id: str, view: views.View) -> bool:
         """Whether Slack took it. It is asked once, so that the answer leaves in time."""
@@ -233,6 +271,22 @@ def parse_submission(body: Mapping[str, Any]) -> Submission:
         actor=_person(body),
         team_id=_text(_object(body, "team"), "id"),
         trigger_id=_text(body, "trigger_id") or None,
+    )
+
+
+def parse_form(submission: Submission) -> Click:
+    """The click that a submitted form stands for. It says nothing of a channel: the request knows its own."""
+    return Click(
+        kind=FORM_KINDS.get(submission.callback_id),
+        request_id=parse_request_id(submission.private_metadata),
+        actor=submission.actor,
+        team_id=submission.team_id,
+        channel_id="",
+        message_ts=None,
+        response_url=None,
+        trigger_id=submission.trigger_id,
+        is_form=True,
+        reason=submission.values.get(views.REASON_INPUT, "")[:MAX_TYPED_CHARS],
     )
 
 

@@ -179,6 +179,8 @@ class Notifier:
             case NoticeKind.CLICK_REFUSED:
                 assert notice.reason is not None
                 return messages.click_refused(notice.reason, request)
+            case NoticeKind.FORM_NOT_OPENED:
+                return messages.form_not_opened(request)
             case NoticeKind.STILL_READING if request is not None:
                 return messages.still_reading(request)
             case NoticeKind.REQUEST_REFUSED if request is not None:

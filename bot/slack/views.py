@@ -6,15 +6,49 @@ was filled in. https://docs.slack.dev/surfaces/modals
 
 from typing import Any, Final
 
+from bot.domain.approval import MAX_REASON_CHARS
+from bot.domain.cancel_request import CancelRequest
 from bot.slack import messages
 
 View = dict[str, Any]
 
 # Slack's limits: https://docs.slack.dev/reference/views/modal-views
 TITLE_CHARS: Final = 24
-LABEL_CHARS: Final = 2000
-PRIVATE_METADATA_CHARS: Final = 3000
 ERROR_CHARS: Final = 2000  # ours: Slack names no limit
+
+
+DENY_REASON: Final = "deny_reason"
+"""The callback_id of the form that asks why somebody denies."""
+
+REASON_INPUT: Final = "reason"
+"""The block_id, and the action_id in it, of what was filled in as the reason."""
+
+
+def deny_form(request: CancelRequest) -> View:
+    """Asks why somebody denies, and denies when it is submitted."""
+    return {
+        "type": "modal",
+        "callback_id": DENY_REASON,
+        "private_metadata": str(request.id),
+        "title": _plain(messages.cut(f"Deny request #{request.id}", TITLE_CHARS)),
+        "submit": _plain("Deny"),
+        "close": _plain("Go back"),
+        "blocks": [
+            _section(messages.denying(request)),
+            {
+                "type": "input",
+                "block_id": REASON_INPUT,
+                "label": _plain("Why?"),
+                "hint": _plain("Everyone in the channel reads it on the card and in its thread; the audit keeps it."),
+                "element": {
+                    "type": "plain_text_input",
+                    "action_id": REASON_INPUT,
+                    "multiline": True,
+                    "max_length": MAX_REASON_CHARS,
+                },
+            },
+        ],
+    }
 
 
 def told(sentence: str) -> View:
