@@ -286,7 +286,7 @@ class Settings(DatabaseSettings):
         default=30, description="How often the orders of pending requests are looked at again, 5 to 3600 seconds"
     )
     notify: Annotated[tuple[str, ...], BeforeValidator(_user_ids)] = Field(
-        default=(), description="Who is mentioned on a new card and in trouble: Slack user ids"
+        default=(), description="Who is mentioned on a new card, in its reminder and in trouble: Slack user ids"
     )
     max_open_requests_per_person: Annotated[int, BeforeValidator(_whole_number(1, 1000))] = Field(
         default=20, description="How many open requests one person may have, 1 to 1000"

@@ -45,6 +45,7 @@ from bot.domain.cancel_request import (
 )
 from bot.domain.errors import CannotPost, CommitInDoubt, NothingDone, Overtaken, StoreError, TryLater
 from bot.domain.order import Order
+from bot.domain.reminder import reminder_window
 from bot.domain.tiers import Requirement, remaining_value
 
 LOOK_GAPS_S: Final = (0.1, 0.2, 0.4, 0.8, 1.5, 3.0)
@@ -121,6 +122,7 @@ class NoticeKind(StrEnum):
     CLICK_REFUSED = "click_refused"
     FORM_NOT_OPENED = "form_not_opened"
     VERDICT = "verdict"  # the thread cannot be posted to
+    REMINDER = "reminder"  # a line in the thread, for those who may still approve
     REDRAW = "redraw"  # not a line: somebody clicked on a second copy of the card
 
 
@@ -135,7 +137,7 @@ NOTICE_LIFETIME: Final = {
     NoticeKind.VERDICT: timedelta(hours=24),
     NoticeKind.REDRAW: timedelta(hours=1),
 }
-"""A line that comes later than this would confuse more than it tells."""
+"""A line that comes later than this would confuse more than it tells; a reminder has a time of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,7 +192,7 @@ class ClickAnswer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Notice:
-    """A private line that is owed to somebody, or a stray copy of a card to be redrawn."""
+    """A private line that is owed to somebody, a reminder, or a stray copy of a card to be redrawn."""
 
     kind: NoticeKind
     user_id: str
@@ -202,6 +204,7 @@ class Notice:
     request: CancelRequest | None = None
     attempts: int = 0
     created_at: datetime | None = None
+    not_after: datetime | None = None  #: where that is not the lifetime of its kind
     fence: int = 0
 
 
@@ -261,6 +264,10 @@ class Messenger(Protocol):
 
     def post_verdict(self, request: CancelRequest) -> str:
         """Post the summary in the card's thread; returns its ts."""
+        ...
+
+    def post_reminder(self, request: CancelRequest, *, may_still_approve: Sequence[str]) -> None:
+        """Post the reminder in the card's thread."""
         ...
 
     def tell(self, notice: Notice) -> None:
@@ -394,7 +401,13 @@ class Store(Protocol):
 
     def finish_notice(self, notice: Notice, *, given_up: bool) -> None: ...
 
-    def postpone_notice(self, notice: Notice, *, due_in_s: float) -> None: ...
+    def finish_before(self, notice: Notice) -> bool:
+        """Finish what may be told once at most, before it is told; False if somebody else has taken it since."""
+        ...
+
+    def postpone_notice(self, notice: Notice, *, due_in_s: float) -> None:
+        """Take it up again later, also where it was finished before."""
+        ...
 
 
 class CancelWorkflow:
@@ -791,7 +804,7 @@ class CancelWorkflow:
                 expires_at=tx.now + self._approval_ttl,
                 attempts=0,
             )
-        return Step(request=opened, due_in_s=self._approval_ttl.total_seconds())
+            return Step(request=opened, due_in_s=_wait_s(opened, tx.now))
 
     def _refuse(  # noqa: PLR0913 - one event has that many facts
         self,
@@ -894,8 +907,7 @@ class CancelWorkflow:
                 return Step(request=self._move_to_superseded(tx, answer), due_in_s=None)
             else:
                 self._see(tx, answer)
-            assert request.expires_at is not None
-            return Step(request=_locked(tx), due_in_s=max(0.0, (request.expires_at - tx.now).total_seconds()))
+            return Step(request=_locked(tx), due_in_s=max(0.0, _wait_s(_locked(tx), tx.now)))
 
     @staticmethod
     def _move_to_superseded(tx: Transaction, answer: Found) -> CancelRequest:
@@ -946,11 +958,31 @@ class CancelWorkflow:
             if request.state is not State.PENDING:
                 return Step(request=request, due_in_s=0.0)
             assert request.expires_at is not None
-            left_s = (request.expires_at - tx.now).total_seconds()
-            if left_s > 0:
-                return Step(request=request, due_in_s=left_s)
+            if tx.now < request.expires_at:
+                self._remind(tx)
+                return Step(request=_locked(tx), due_in_s=_wait_s(_locked(tx), tx.now))
             expired = tx.move(Action.REQUEST_EXPIRED, details={"reason": Reason.EXPIRED.value}, ended_at=tx.now)
         return Step(request=expired, due_in_s=None)
+
+    def _remind(self, tx: Transaction) -> None:
+        """pending: write down that the reminder is sent, and leave it to Slack's threads, if it is due now."""
+        request = _locked(tx)
+        window = reminder_window(request)
+        may_still_approve = self._policy.may_still_approve(request)
+        if window is None or not window.begins_at <= tx.now < window.ends_at:
+            return
+        if request.card_ts is None or request.card_channel_id is None or not may_still_approve:
+            return
+        tx.tell(
+            Notice(
+                kind=NoticeKind.REMINDER,
+                user_id=request.requester.id,
+                channel_id=request.card_channel_id,
+                not_after=window.ends_at,
+            )
+        )
+        details: dict[str, Json] = {"may_still_approve": list(may_still_approve)}
+        tx.record(Action.REMINDER_SENT, details=details, reminded_at=tx.now)
 
     def _send(self, lease: Lease, request: CancelRequest) -> "Step":
         """approved: commit that it is being sent, then send it once."""
@@ -1305,6 +1337,8 @@ class CancelWorkflow:
         notice = self._store.lease_notice(notice_id)
         if notice is None:
             return None
+        if notice.kind is NoticeKind.REMINDER:
+            return self._post_reminder(notice)
         try:
             if notice.kind is NoticeKind.REDRAW:
                 self._redraw_copy(notice)
@@ -1318,6 +1352,26 @@ class CancelWorkflow:
             self._store.postpone_notice(notice, due_in_s=due_in_s)
             return due_in_s
         self._store.finish_notice(notice, given_up=False)
+        return None
+
+    def _post_reminder(self, notice: Notice) -> float | None:
+        """Once at most: it is finished before Slack is asked, and taken up again only if Slack surely did nothing."""
+        request = notice.request
+        people = self._policy.may_still_approve(request) if request is not None else ()
+        if request is None or request.state is not State.PENDING or not people:
+            self._store.finish_notice(notice, given_up=True)
+            return None
+        if not self._store.finish_before(notice):
+            return None
+        try:
+            self._messenger.post_reminder(request, may_still_approve=people)
+        except CannotPost:
+            self._store.finish_notice(notice, given_up=True)
+        except TryLater as error:
+            if error.nothing_done:
+                due_in_s = error.retry_after_s or _gap(SLACK_GAPS_S, notice.attempts, SLACK_GAP_S)
+                self._store.postpone_notice(notice, due_in_s=due_in_s)
+                return due_in_s
         return None
 
     def _redraw_copy(self, notice: Notice) -> None:
@@ -1369,6 +1423,14 @@ def _locked(tx: Transaction) -> CancelRequest:
     request = tx.request
     assert request is not None
     return request
+
+
+def _wait_s(request: CancelRequest, now: datetime) -> float:
+    """pending: until the reminder is due, or else until the time is over."""
+    assert request.expires_at is not None
+    window = reminder_window(request)
+    is_before = window is not None and now < window.begins_at
+    return ((window.begins_at if window is not None and is_before else request.expires_at) - now).total_seconds()
 
 
 def _gap(gaps_s: Sequence[float], attempt: int, last_s: float) -> float:

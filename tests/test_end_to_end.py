@@ -259,6 +259,42 @@ def test_a_form_that_slack_does_not_open_leaves_deny(journey: Journey) -> None:
     assert journey.verdict(asked).startswith("Denied by @emil")
 
 
+@everywhere
+def test_the_thread_is_told_once_half_way_to_the_expiry(journey: Journey) -> None:
+    """Those whom NOTIFY names are called, in the card's thread; the request waits on, and can be decided as before."""
+    asked = journey.ask()
+    journey.age(asked.id, 14)
+    journey.age(asked.id, 2)
+    reminder = journey.verdict(asked)
+    assert reminder.startswith(f"Request #{asked.id} still needs 1 approval and expires ")
+    assert reminder.endswith("2 people may still approve it. For your attention: @ben.")
+    assert journey.audited(asked.id, "reminder.sent")["details"] == {"may_still_approve": sorted([BEN.id, EMIL.id])}
+
+    journey.age(asked.id, 1)
+    journey.press(EMIL, asked, "deny")
+    journey.shows(asked, "denied, nothing was sent")
+    journey.audited(asked.id, "summary.posted")
+    assert len(journey.slack.thread(DESK, asked.card.ts)) == 2
+    assert journey.actions(asked.id).count("reminder.sent") == 1
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_without_notify_the_reminder_calls_who_may_still_approve(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Not who asked, and not who has approved already: after one of two, the other one."""
+    database_url = request.getfixturevalue("postgresql").create() if kind == "postgresql" else None
+    rules = {"APPROVERS": f"{BEN.id},{EMIL.id},{DANA.id}", "APPROVALS_REQUIRED": "2", "NOTIFY": ""}
+    with started(tmp_path, mode="socket", database_url=database_url, settings=rules) as journey:
+        asked = journey.ask()
+        journey.press(BEN, asked, "approve")
+        journey.audited(asked.id, "approval.recorded")
+        journey.age(asked.id, 16)
+        reminder = journey.verdict(asked)
+        assert reminder.startswith(f"Request #{asked.id} still needs 1 approval and expires ")
+        assert reminder.endswith("May still approve it: @emil.")
+
+
 @once
 def test_who_asked_may_take_it_back_by_denying(journey: Journey) -> None:
     """An approver may not approve what they asked for, but stopping it needs no second person."""

@@ -376,6 +376,9 @@ class BrokenStore:
     def finish_notice(self, notice: Notice, *, given_up: bool) -> None:
         raise NotImplementedError
 
+    def finish_before(self, notice: Notice) -> bool:
+        raise NotImplementedError
+
     def postpone_notice(self, notice: Notice, *, due_in_s: float) -> None:
         raise NotImplementedError
 
@@ -402,6 +405,9 @@ class Nobody:
         raise NotImplementedError
 
     def post_verdict(self, request: CancelRequest) -> str:
+        raise NotImplementedError
+
+    def post_reminder(self, request: CancelRequest, *, may_still_approve: Sequence[str]) -> None:
         raise NotImplementedError
 
     def tell(self, notice: Notice) -> None:

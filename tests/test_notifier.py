@@ -245,6 +245,7 @@ def test_a_card_is_posted_where_the_command_was_typed(workspace: SlackWorkspace,
     assert [(button.action_id, button.value) for button in card.buttons] == [
         ("approve", "42"),
         ("deny", "42"),
+        ("deny_with_reason", "42"),
         ("withdraw", "42"),
     ]
     assert card.metadata == {"event_type": "cancel_request", "event_payload": {"request_id": 42}}
@@ -308,6 +309,40 @@ def test_the_verdict_goes_into_the_cards_thread(workspace: SlackWorkspace, notif
     (verdict,) = workspace.thread(card.channel, card.ts)
     assert verdict.ts == ts
     assert "Denied" in verdict.text
+
+
+def test_the_reminder_goes_into_the_cards_thread_as_one_line(workspace: SlackWorkspace, notifier: Notifier) -> None:
+    """Where the card is, and in a new message, which calls the people that it names."""
+    card = posted(workspace, notifier)
+
+    notifier.post_reminder(replace(PENDING, card_channel_id=card.channel, card_ts=card.ts), may_still_approve=["U0BEN"])
+
+    (reply,) = workspace.thread(card.channel, card.ts)
+    (line,) = workspace.words(reply)
+    assert line.startswith("Request #42 still needs 1 approval and expires 2026-11-23 10:00 UTC")
+    assert "<@U0CARA>" in reply.text
+
+
+@pytest.mark.parametrize(
+    ("mood", "surely"),
+    [("ratelimited", True), ("http_500", False), ("away", False), ("fatal_error_after_doing", False)],
+)
+def test_only_a_rate_limit_surely_posted_nothing(
+    workspace: SlackWorkspace, notifier: Notifier, mood: str, *, surely: bool
+) -> None:
+    """What may have been posted is not posted again where once is the most."""
+    card = posted(workspace, notifier)
+    reminded = replace(PENDING, card_channel_id=card.channel, card_ts=card.ts)
+    workspace.set_mood(mood, method="chat.postMessage")
+
+    with pytest.raises(TryLater) as caught:
+        notifier.post_reminder(reminded, may_still_approve=["U0BEN"])
+    assert caught.value.nothing_done is surely
+    workspace.clear_moods()
+    if surely:  # and the next one waits for its turn, without asking
+        with pytest.raises(TryLater, match="not_our_turn") as caught:
+            notifier.post_reminder(reminded, may_still_approve=["U0BEN"])
+        assert caught.value.nothing_done
 
 
 def test_a_verdict_without_a_card_is_refused(workspace: SlackWorkspace, notifier: Notifier) -> None:

@@ -261,13 +261,19 @@ class SqlStore:
             at = None if given_up else self._database.now(connection)
             connection.execute(_end_notice(notice.id, given_up=given_up, at=at))
 
+    def finish_before(self, notice: Notice) -> bool:
+        with self._database.write() as connection:
+            ended = _end_notice(notice.id, given_up=False, at=self._database.now(connection))
+            owned = and_(notices.c.fence == notice.fence, notices.c.next_attempt_at.is_not(None))
+            return connection.execute(ended.where(owned)).rowcount == 1
+
     def postpone_notice(self, notice: Notice, *, due_in_s: float) -> None:
         with self._database.write() as connection:
             due = self._database.now(connection) + timedelta(seconds=due_in_s)
             connection.execute(
                 update(notices)
                 .where(notices.c.id == notice.id, notices.c.fence == notice.fence)
-                .values(leased_until=None, next_attempt_at=due)
+                .values(leased_until=None, next_attempt_at=due, sent_at=None)
             )
 
     def due(self, *, limit: int, looks: bool = True) -> Due:
@@ -494,7 +500,7 @@ class SqlTransaction:
                 message_ts=notice.message_ts,
                 response_url=notice.response_url,
                 created_at=self.now,
-                not_after=self.now + NOTICE_LIFETIME[notice.kind],
+                not_after=notice.not_after or self.now + NOTICE_LIFETIME[notice.kind],
                 next_attempt_at=self.now,
             )
         )

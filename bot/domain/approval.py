@@ -88,6 +88,17 @@ class ApprovalPolicy:
             and self._approval_bar(request, each.actor) is None
         )
 
+    def may_still_approve(self, request: CancelRequest) -> tuple[str, ...]:
+        """The ids of those whose approval would count now and is not there yet: on the card, and on today's list."""
+        people = (Actor(id=person_id, team_id=request.team_id) for person_id in request.approvers)
+        return tuple(
+            person.id
+            for person in people
+            if not request.has_approved(person.id)
+            and self._decision_bar(request, person, DecisionKind.APPROVE) is None
+            and self._approval_bar(request, person) is None
+        )
+
     def is_enough(self, request: CancelRequest) -> bool:
         """Whether the approvals that count are as many as the request needs."""
         return len(self.counting(request)) >= request.approvals_required

@@ -45,6 +45,7 @@ class Action(StrEnum):
     COMMAND_REFUSED = "command.refused"  #: moves nothing
     APPROVAL_RECORDED = "approval.recorded"  #: moves nothing
     APPROVAL_REFUSED = "approval.refused"  #: moves nothing
+    REMINDER_SENT = "reminder.sent"  #: moves nothing
     ORDER_CHANGED = "order.changed"  #: moves nothing
     ORDER_UNSEEN = "order.unseen"  #: moves nothing
     REFRESH_FAILED = "refresh.failed"  #: moves nothing

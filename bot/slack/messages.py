@@ -664,6 +664,29 @@ def _what_buttons_do(request: CancelRequest) -> str:
 # --- The thread -----------------------------------------------------------------------------------------------------
 
 
+def reminder(request: CancelRequest, *, may_still_approve: Sequence[str], notify: Sequence[str]) -> Message:
+    """One line in the thread, half-way to the expiry. It calls those of `notify`; without any, who may still approve.
+
+    Who has done their part is not called, nor who asked, unless they may approve it themselves.
+    """
+    missing = max(1, request.approvals_required - len(request.counted()))
+    until = f" and expires {when(request.expires_at)}" if request.expires_at else ""
+    waits = f"Request #{request.id} still needs {_approvals(missing)}{until}; see the card above."
+    if notify:
+        count = len(may_still_approve)
+        may = f"{count} {'person' if count == 1 else 'people'} may still approve it."
+        called = [each for each in notify if each in may_still_approve or not _has_done_their_part(request, each)]
+        call = f" For your attention: {_people(called)}." if called else ""
+    else:
+        may, call = f"May still approve it: {_people(may_still_approve)}.", ""
+    line = f"{waits} {may}{call}"
+    return Message(text=line, blocks=[_section(line)])
+
+
+def _has_done_their_part(request: CancelRequest, person_id: str) -> bool:
+    return person_id == request.requester.id or request.has_approved(person_id)
+
+
 def thread_message(request: CancelRequest, *, notify: Sequence[str]) -> Message | None:
     """The verdict, the people, the order summary and what changed. None in a state that says nothing in the thread."""
     if request.state not in VERDICT_STATES:

@@ -125,6 +125,18 @@ class Notifier:
         ts: str = answer["ts"]
         return ts
 
+    def post_reminder(self, request: CancelRequest, *, may_still_approve: Sequence[str]) -> None:
+        """Raises CannotPost, TryLater."""
+        assert request.card_channel_id is not None
+        reminder = messages.reminder(request, may_still_approve=may_still_approve, notify=self._notify)
+        self._call_in_turn(
+            request.id,
+            self._client.chat_postMessage,
+            channel=request.card_channel_id,
+            thread_ts=request.card_ts,
+            **_content(reminder),
+        )
+
     def tell(self, notice: Notice) -> None:
         """By the response_url, else as an ephemeral message, else as a direct message. Raises CannotPost, TryLater."""
         text = self._line(notice)
@@ -154,7 +166,7 @@ class Notifier:
         place = (method.__name__, channel)
         wait_s = self._pace.wait_s(place, request_id)
         if wait_s > 0:
-            raise TryLater("not_our_turn", retry_after_s=wait_s)
+            raise TryLater("not_our_turn", retry_after_s=wait_s, nothing_done=True)
         try:
             return _call(method, channel=channel, **arguments)
         except TryLater as error:
@@ -213,7 +225,8 @@ def _sorted(error: SlackApiError, *, permanent: frozenset[str]) -> CannotPost | 
     word = str(answer.get("error") or "unknown_error")
     if answer.status_code == HTTPStatus.OK and word in permanent:
         return CannotPost(word)
-    return TryLater(word, retry_after_s=_retry_after_s(answer.headers))
+    is_limited = answer.status_code == HTTPStatus.TOO_MANY_REQUESTS
+    return TryLater(word, retry_after_s=_retry_after_s(answer.headers), nothing_done=is_limited)
 
 
 def _retry_after_s(headers: Any) -> float:

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -166,6 +166,10 @@ class FaultyNotifier(Notifier):
     def post_verdict(self, request: CancelRequest) -> str:
         with self.faults.around("slack.post_verdict"):
             return super().post_verdict(request)
+
+    def post_reminder(self, request: CancelRequest, *, may_still_approve: Sequence[str]) -> None:
+        with self.faults.around("slack.post_reminder"):
+            super().post_reminder(request, may_still_approve=may_still_approve)
 
     def tell(self, notice: Notice) -> None:
         with self.faults.around("slack.tell"):

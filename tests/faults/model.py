@@ -560,6 +560,16 @@ class ModelSlack:
         self._answer()
         return self._next_ts()
 
+    def post_reminder(self, request: CancelRequest, *, may_still_approve: Sequence[str]) -> None:
+        stage = self._stage
+        self._call()
+        story = stage.stories[request.id]
+        assert stage.now - story.created_at >= TO_DECIDE / 2, f"{story} is brought to mind too early"
+        assert set(may_still_approve) <= APPROVERS - {story.command.requester.id}, "somebody is called who may not act"
+        stage.reminders[request.id] += 1
+        assert stage.reminders[request.id] == 1, f"{story} is brought to mind twice"
+        self._answer()
+
     def tell(self, notice: Notice) -> None:
         self._call()
         self._stage.lines.append(notice)
@@ -615,6 +625,7 @@ class Stage:
         self.leases: dict[int, Lease] = {}
         self.cards: dict[tuple[str, str], tuple[int, State]] = {}
         self.verdicts: Counter[tuple[int, State]] = Counter()
+        self.reminders: Counter[int] = Counter()
         self.lines: list[Notice] = []
         self.acting = Acting()
         self.plan()
