@@ -318,7 +318,9 @@ def _person(body: Mapping[str, Any]) -> Actor:
     """Who clicked or submitted. In a shared channel only the user's own team_id tells that somebody is a guest."""
     user = _object(body, "user")
     return Actor(
-        id=_text(user, "id"), name=_text(user, "username") or _text(user, "name"), team_id=_text(user, "team_id")
+        id=_text(user, "id"),
+        name=_text(user, "username") or _text(user, "name"),
+        team_id=_text(user, "team_id"),
     )
 
 
