@@ -488,6 +488,27 @@ def test_the_loser_hears_who_won_and_when() -> None:
         assert messages.when(decision.decided_at) in line
 
 
+def test_expired_is_never_worded_as_denied() -> None:
+    """Nobody said no: who reads a denial asks the wrong person why."""
+    for decided in ((), (YES,)):
+        request = replace(CASES["expired"], decisions=decided)
+        said = thread_message(request, notify=NOTIFY)
+        assert said is not None
+        told = [card(request, notify=NOTIFY).text, said.text, messages.click_refused(Reason.EXPIRED, request)]
+        for text in told:
+            assert "xpired" in text
+            assert not re.search("den(y|ied|ial)", text, re.IGNORECASE)
+
+
+def test_the_expiry_is_shown_in_the_readers_own_time() -> None:
+    """On the card that waits, in its reminder, and to who clicks too late."""
+    local = f"<!date^{int(minutes(30).timestamp())}^{{date_short_pretty}} {{time}}|2026-11-23 09:30 UTC>"
+    reminder = messages.reminder(PENDING, may_still_approve=PENDING.approvers, notify=())
+    shown = [card(PENDING, notify=()), reminder, card(CASES["expired"], notify=())]
+    for text in (*(message.text for message in shown), messages.click_refused(Reason.EXPIRED, PENDING)):
+        assert local in text
+
+
 # --- No more than the fields prove ----------------------------------------------------------------------------------
 
 
@@ -836,6 +857,8 @@ def test_nothing_typed_or_sent_pings_links_or_breaks_a_limit(request: CancelRequ
     assert_message(shown)
     if said := thread_message(request, notify=NOTIFY):
         assert_message(said)
+    assert_message(messages.reminder(request, may_still_approve=request.approvers, notify=NOTIFY))
+    assert_message(messages.reminder(request, may_still_approve=request.approvers, notify=()))
     lines = [messages.summary_elsewhere(request, notify=NOTIFY), messages.still_reading(request)]
     lines += [messages.click_refused(reason, request) for reason in CLICKS]
     lines += [messages.denying(request), messages.form_not_opened(request)]

@@ -86,6 +86,7 @@ TO_SEND: Final = timedelta(minutes=5)
 APPROVERS: Final = frozenset({APPROVER.id, SECOND.id})
 GUEST: Final = Actor(id=APPROVER.id, name="Guest", team_id="T0OTHER")
 OPERATOR: Final = Actor(id="cli:operator")
+WHY: Final = "the desk still wants it"
 OPEN_CHANNEL: Final = "C0DESK"
 CLOSED_CHANNEL: Final = "C0CLOSED"
 
@@ -308,6 +309,7 @@ class Event:
     team: str
     at: datetime
     details: dict[str, Any]
+    reason: str | None
 
 
 def _decides(story: Story, event: Event, *, own: bool) -> bool:
@@ -336,7 +338,9 @@ IS_TRUE: Final[dict[Action, Callable[[Story, Event, str], bool]]] = {
         story.state is State.REQUESTED or story.command.channel_id == CLOSED_CHANNEL
     ),
     Action.REQUEST_APPROVED: lambda story, event, _nonce: _decides(story, event, own=False),
-    Action.REQUEST_DENIED: lambda story, event, _nonce: _decides(story, event, own=True),
+    Action.REQUEST_DENIED: lambda story, event, _nonce: (
+        _decides(story, event, own=True) and event.reason in {None, WHY}
+    ),
     Action.REQUEST_WITHDRAWN: lambda story, event, _nonce: (
         event.actor == story.command.requester.id and not story.decided and event.at < story.expires_at
     ),
@@ -720,8 +724,11 @@ class Stage:
         """A press on a card of that request."""
         copies = [place for place, (request_id, _) in self.cards.items() if request_id == story.id]
         channel_id, ts = copies[copy_ % len(copies)] if copies else (story.command.channel_id, None)
+        is_form = kind is DecisionKind.DENY and copy_ % 2 == 0
         return Click(
             kind=kind,
+            is_form=is_form,
+            reason=WHY if is_form else "",
             request_id=story.id,
             actor=actor,
             team_id=HOME,
@@ -757,7 +764,12 @@ class Stage:
 
     def _take(self, row: Any) -> None:
         event = Event(
-            Action(row["action"]), row["actor"], row["actor_team"], row["occurred_at"], json.loads(row["details"])
+            action=Action(row["action"]),
+            actor=row["actor"],
+            team=row["actor_team"],
+            at=row["occurred_at"],
+            details=json.loads(row["details"]),
+            reason=row["reason"],
         )
         if event.action is not Action.REQUEST_CREATED:
             if row["request_id"] is not None:
