@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
+from builders import at_once
 
 from bot.domain.audit import Actor, Reason
 from bot.domain.cancel_request import CancelRequest, Decision, DecisionKind, State
@@ -14,7 +15,7 @@ from bot.domain.errors import CannotPost, MessengerError, TryLater
 from bot.domain.order import Order
 from bot.playground.slack import CHANNELS, PEOPLE, SlackWorkspace
 from bot.playground.slack_records import Channel, Message
-from bot.slack.notifier import OPEN_VIEW_TIMEOUT_S, PERMANENT_ERRORS, Identity, Notifier
+from bot.slack.notifier import MAX_OPENING, OPEN_VIEW_TIMEOUT_S, PERMANENT_ERRORS, Identity, Notifier
 from bot.workflow import Notice, NoticeKind
 
 NOW = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
@@ -540,3 +541,19 @@ def test_a_slack_that_hangs_is_given_up_in_time_for_the_answer(workspace: SlackW
     with pytest.raises(TryLater):
         notifier.open_view("trigger-1", FORM)
     assert OPEN_VIEW_TIMEOUT_S <= time.monotonic() - began < 2.5
+
+
+def test_slow_forms_leave_threads_for_clicks(workspace: SlackWorkspace, notifier: Notifier) -> None:
+    """Each form that Slack keeps waiting holds a thread of those that take approvals, too."""
+    workspace.set_mood("slow", method="views.open", delay_s=30.0)
+
+    def open_one() -> None:
+        notifier.open_view("trigger-1", FORM)
+
+    failures = at_once(*[open_one] * (MAX_OPENING + 1))
+
+    assert [str(failure) for failure in failures].count("too_many_forms") == 1
+    workspace.clear_moods()
+    workspace.command("U0DANA", "C0DESK", "", trigger_id="trigger-2")
+    notifier.open_view("trigger-2", FORM)
+    assert len(workspace.views("U0DANA")) == 1

@@ -1,6 +1,7 @@
 """Speaks to Slack: cards, summaries and private lines, with Slack's errors sorted into the two that matter."""
 
 import logging
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,9 @@ TOKEN_ERRORS: Final = frozenset({"account_inactive", "invalid_auth", "not_authed
 OPEN_VIEW_TIMEOUT_S: Final = 1.5
 """A listener waits for this call, and Slack for the listener: 3 s in all, which is also how long a trigger_id lives."""
 
+MAX_OPENING: Final = 8
+"""Forms under way to Slack: where it is slow, the other threads go on taking clicks."""
+
 OPENED_BEFORE: Final = "exchanged_trigger_id"
 """An earlier delivery of the same click has opened the view."""
 
@@ -84,6 +88,7 @@ class Notifier:
         # urllib takes a fraction of a second, whatever slack_sdk's annotation says.
         urgent: Any = OPEN_VIEW_TIMEOUT_S
         self._urgent_client = WebClient(token=token, base_url=api_url, timeout=urgent, retry_handlers=[])
+        self._opening = threading.BoundedSemaphore(MAX_OPENING)
         self._notify = tuple(notify)
         self._timeout_s = timeout_s
         self._pace = Pace()
@@ -153,11 +158,15 @@ class Notifier:
 
     def open_view(self, trigger_id: str, view: dict[str, Any]) -> None:
         """Open a form before the person whose click or command this was, once. Raises CannotPost, TryLater."""
+        if not self._opening.acquire(blocking=False):
+            raise TryLater("too_many_forms", nothing_done=True)
         try:
             _call(self._urgent_client.views_open, trigger_id=trigger_id, view=view)
         except TryLater as error:
             if error.cause != OPENED_BEFORE:
                 raise
+        finally:
+            self._opening.release()
 
     def _call_in_turn(
         self, request_id: int, method: Callable[..., SlackResponse], *, channel: str, **arguments: Any
