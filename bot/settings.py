@@ -311,7 +311,7 @@ class Settings(DatabaseSettings):
         default=30, description="How often the orders of pending requests are looked at again, 5 to 3600 seconds"
     )
     notify: Annotated[tuple[str, ...], BeforeValidator(_user_ids)] = Field(
-        default=(), description="Who is mentioned on a new card and in trouble: Slack user ids"
+        default=(), description="Who is mentioned on a new card, in its reminder and in trouble: Slack user ids"
     )
     channels: Annotated[frozenset[str], BeforeValidator(_channel_ids)] = Field(
         default=frozenset(),

@@ -32,7 +32,7 @@ from bot.domain.answer import (
     Refused,
     Unknown,
 )
-from bot.domain.approval import ApprovalPolicy
+from bot.domain.approval import ApprovalPolicy, reason_fault
 from bot.domain.audit import SYSTEM, Action, Actor, Json, Outcome, Reason, timestamp
 from bot.domain.cancel_request import (
     ENDED_STATES,
@@ -46,6 +46,7 @@ from bot.domain.cancel_request import (
 from bot.domain.errors import CannotPost, CommitInDoubt, NothingDone, Overtaken, StoreError, TryLater
 from bot.domain.order import Order
 from bot.domain.quote import BestPrices, NoPrices, Quote
+from bot.domain.reminder import reminder_window
 from bot.domain.tiers import Requirement, remaining_value
 
 LOOK_GAPS_S: Final = (0.1, 0.2, 0.4, 0.8, 1.5, 3.0)
@@ -121,7 +122,9 @@ class NoticeKind(StrEnum):
     REQUEST_REFUSED = "request_refused"
     CARD_ELSEWHERE = "card_elsewhere"  # where the card is, if not where the command was typed
     CLICK_REFUSED = "click_refused"
+    FORM_NOT_OPENED = "form_not_opened"
     VERDICT = "verdict"  # the thread cannot be posted to
+    REMINDER = "reminder"  # a line in the thread, for those who may still approve
     REDRAW = "redraw"  # not a line: somebody clicked on a second copy of the card
 
 
@@ -133,10 +136,11 @@ NOTICE_LIFETIME: Final = {
     NoticeKind.REQUEST_REFUSED: timedelta(hours=24),
     NoticeKind.CARD_ELSEWHERE: timedelta(hours=24),
     NoticeKind.CLICK_REFUSED: timedelta(minutes=25),
+    NoticeKind.FORM_NOT_OPENED: timedelta(minutes=5),
     NoticeKind.VERDICT: timedelta(hours=24),
     NoticeKind.REDRAW: timedelta(hours=1),
 }
-"""A line that comes later than this would confuse more than it tells."""
+"""A line that comes later than this would confuse more than it tells; a reminder has a time of its own."""
 
 TOLD_ONCE: Final = frozenset({NoticeKind.STILL_READING, NoticeKind.CARD_ELSEWHERE})
 """Owed for a request once, whoever notices it first."""
@@ -167,7 +171,10 @@ class CommandAnswer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Click:
-    """A press on a button. `request_id` is None where its value is not ours, `kind` where the button is not."""
+    """A press on a button, or a form that one has opened and somebody has submitted.
+
+    `request_id` is None where its value is not ours, `kind` where the button or the form is not.
+    """
 
     kind: DecisionKind | None
     request_id: int | None
@@ -177,11 +184,21 @@ class Click:
     message_ts: str | None
     response_url: str | None
     trigger_id: str | None
+    is_form: bool = False  #: then the form itself tells the person what came of it
+    reason: str = ""  #: why, in their own words; only a form asks for it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClickAnswer:
+    """What came of a click: why it does not count, or None; and the request as it is now."""
+
+    refusal: Reason | None
+    request: CancelRequest | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Notice:
-    """A private line that is owed to somebody, or a stray copy of a card to be redrawn."""
+    """A private line that is owed to somebody, a reminder, or a stray copy of a card to be redrawn."""
 
     kind: NoticeKind
     user_id: str
@@ -193,6 +210,7 @@ class Notice:
     request: CancelRequest | None = None
     attempts: int = 0
     created_at: datetime | None = None
+    not_after: datetime | None = None  #: where that is not the lifetime of its kind
     fence: int = 0
 
 
@@ -262,6 +280,10 @@ class Messenger(Protocol):
         """Post the summary in the card's thread; returns its ts."""
         ...
 
+    def post_reminder(self, request: CancelRequest, *, may_still_approve: Sequence[str]) -> None:
+        """Post the reminder in the card's thread."""
+        ...
+
     def tell(self, notice: Notice) -> None:
         """Tell one person privately, by the best way that is left."""
         ...
@@ -304,6 +326,7 @@ class Transaction(Protocol):
         outcome: Outcome = Outcome.OK,
         details: dict[str, Json] | None = None,
         trigger_id: str | None = None,
+        reason: str | None = None,
         due_in_s: float | None = None,
         **changes: Any,
     ) -> CancelRequest:
@@ -327,7 +350,7 @@ class Transaction(Protocol):
         """Write an audit event that moves nothing; `changes` go into the request's row."""
         ...
 
-    def decide(self, kind: DecisionKind, actor: Actor) -> None:
+    def decide(self, kind: DecisionKind, actor: Actor, *, reason: str = "") -> None:
         """Record a person's decision; the state is moved by `move`."""
         ...
 
@@ -395,7 +418,13 @@ class Store(Protocol):
 
     def finish_notice(self, notice: Notice, *, given_up: bool) -> None: ...
 
-    def postpone_notice(self, notice: Notice, *, due_in_s: float) -> None: ...
+    def finish_before(self, notice: Notice) -> bool:
+        """Finish what may be told once at most, before it is told; False if somebody else has taken it since."""
+        ...
+
+    def postpone_notice(self, notice: Notice, *, due_in_s: float) -> None:
+        """Take it up again later, also where it was finished before."""
+        ...
 
 
 class CancelWorkflow:
@@ -497,6 +526,10 @@ class CancelWorkflow:
 
         Raises NothingDone, or CommitInDoubt where even reading again does not tell.
         """
+        return self.decide(click).refusal
+
+    def decide(self, click: Click) -> ClickAnswer:
+        """The same for who needs the request to say what came of it."""
         refusal: Reason | None = None
         decided: CancelRequest | None = None
         try:
@@ -508,21 +541,58 @@ class CancelWorkflow:
                 raise NothingDone("commit_failed") from None
             if refusal is not None:
                 raise  # what is written is an earlier click of theirs: neither "it counts" nor "nothing" is the truth
-        return refusal
+        return ClickAnswer(refusal=refusal, request=decided)
+
+    def may_decide(self, click: Click) -> ClickAnswer:
+        """Whether the click would count now, before a form is opened; why not is recorded and told as for any click.
+
+        Nothing is decided. Raises StoreError.
+        """
+        with self._store.transaction(click.request_id) as tx:
+            refusal = self._click_refusal(tx, click)
+            if refusal is None:
+                self._adopt_or_redraw(tx, click)
+            else:
+                self._refuse_click(tx, click, refusal)
+            return ClickAnswer(refusal=refusal, request=tx.request)
+
+    def form_not_opened(self, click: Click) -> None:
+        """Owe the person the line that says so. Raises StoreError."""
+        with self._store.transaction(click.request_id) as tx:
+            tx.tell(
+                Notice(
+                    kind=NoticeKind.FORM_NOT_OPENED,
+                    user_id=click.actor.id,
+                    channel_id=click.channel_id,
+                    response_url=click.response_url,
+                )
+            )
+
+    def _click_refusal(self, tx: Transaction, click: Click) -> Reason | None:
+        if click.kind is None:
+            return Reason.UNKNOWN_FORM if click.is_form else Reason.UNKNOWN_BUTTON
+        return self._policy.refusal(tx.request, click.actor, click.kind, tx.now)
 
     def _decide(self, tx: Transaction, click: Click) -> Reason | None:
-        if click.kind is None:
-            return self._refuse_click(tx, click, Reason.UNKNOWN_BUTTON)
-        refusal = self._policy.refusal(tx.request, click.actor, click.kind, tx.now)
+        refused_before = self._refused_before(tx, click)
+        if refused_before is not None:
+            return refused_before
+        refusal = self._click_refusal(tx, click)
+        if refusal is not None and _is_repeated(tx.request, click):
+            return None
+        if refusal is None and click.is_form and click.kind is not None:
+            refusal = reason_fault(click.kind, click.reason)
         if refusal is not None:
             return self._refuse_click(tx, click, refusal)
+        assert click.kind is not None
         if not (click.kind is DecisionKind.APPROVE and _locked(tx).has_approved(click.actor.id)):
-            tx.decide(click.kind, click.actor)
+            tx.decide(click.kind, click.actor, reason=click.reason)
         if click.kind is DecisionKind.APPROVE:
             self._count_approvals(tx, click)
         else:
             ends = Action.REQUEST_DENIED if click.kind is DecisionKind.DENY else Action.REQUEST_WITHDRAWN
-            tx.move(ends, actor=click.actor, trigger_id=click.trigger_id, ended_at=tx.now)
+            why = click.reason or None
+            tx.move(ends, actor=click.actor, trigger_id=click.trigger_id, reason=why, ended_at=tx.now)
         self._adopt_or_redraw(tx, click)
         return None
 
@@ -546,9 +616,11 @@ class CancelWorkflow:
                 Action.REQUEST_APPROVED,
                 actor=click.actor,
                 trigger_id=click.trigger_id,
+                reason=click.reason or None,
                 due_in_s=0,
                 details=details,
                 not_counted=not_counted,
+                order_approved=request.order_now,
                 approved_at=tx.now,
                 send_before=tx.now + self._send_within,
                 attempts=0,
@@ -559,9 +631,17 @@ class CancelWorkflow:
             Action.APPROVAL_RECORDED,
             actor=click.actor,
             trigger_id=click.trigger_id,
-            channel_id=click.channel_id,
+            channel_id=click.channel_id or None,
+            reason=click.reason or None,
             details=details,
         )
+
+    @staticmethod
+    def _refused_before(tx: Transaction, click: Click) -> Reason | None:
+        """A form that is delivered again is answered as before, and written down once."""
+        if not click.is_form or click.trigger_id is None:
+            return None
+        return tx.refusal_of_trigger(click.trigger_id)
 
     def _refuse_click(self, tx: Transaction, click: Click, refusal: Reason) -> Reason:
         tx.record(
@@ -571,17 +651,19 @@ class CancelWorkflow:
             details={"reason": refusal.value, "kind": click.kind.value if click.kind else None},
             trigger_id=click.trigger_id,
             team_id=click.team_id,
-            channel_id=click.channel_id,
+            channel_id=click.channel_id or None,
+            reason=click.reason or None,
         )
-        tx.tell(
-            Notice(
-                kind=NoticeKind.CLICK_REFUSED,
-                reason=refusal,
-                user_id=click.actor.id,
-                channel_id=click.channel_id,
-                response_url=click.response_url,
+        if not click.is_form:
+            tx.tell(
+                Notice(
+                    kind=NoticeKind.CLICK_REFUSED,
+                    reason=refusal,
+                    user_id=click.actor.id,
+                    channel_id=click.channel_id,
+                    response_url=click.response_url,
+                )
             )
-        )
         self._adopt_or_redraw(tx, click)
         return refusal
 
@@ -754,7 +836,7 @@ class CancelWorkflow:
                 expires_at=tx.now + self._approval_ttl,
                 attempts=0,
             )
-        return Step(request=opened, due_in_s=self._approval_ttl.total_seconds())
+            return Step(request=opened, due_in_s=_wait_s(opened, tx.now))
 
     def _refuse(  # noqa: PLR0913 - one event has that many facts
         self,
@@ -857,8 +939,7 @@ class CancelWorkflow:
                 return Step(request=self._move_to_superseded(tx, answer), due_in_s=None)
             else:
                 self._see(tx, answer)
-            assert request.expires_at is not None
-            return Step(request=_locked(tx), due_in_s=max(0.0, (request.expires_at - tx.now).total_seconds()))
+            return Step(request=_locked(tx), due_in_s=max(0.0, _wait_s(_locked(tx), tx.now)))
 
     @staticmethod
     def _move_to_superseded(tx: Transaction, answer: Found) -> CancelRequest:
@@ -909,11 +990,31 @@ class CancelWorkflow:
             if request.state is not State.PENDING:
                 return Step(request=request, due_in_s=0.0)
             assert request.expires_at is not None
-            left_s = (request.expires_at - tx.now).total_seconds()
-            if left_s > 0:
-                return Step(request=request, due_in_s=left_s)
+            if tx.now < request.expires_at:
+                self._remind(tx)
+                return Step(request=_locked(tx), due_in_s=_wait_s(_locked(tx), tx.now))
             expired = tx.move(Action.REQUEST_EXPIRED, details={"reason": Reason.EXPIRED.value}, ended_at=tx.now)
         return Step(request=expired, due_in_s=None)
+
+    def _remind(self, tx: Transaction) -> None:
+        """pending: write down that the reminder is sent, and leave it to Slack's threads, if it is due now."""
+        request = _locked(tx)
+        window = reminder_window(request)
+        may_still_approve = self._policy.may_still_approve(request)
+        if window is None or not window.begins_at <= tx.now < window.ends_at:
+            return
+        if request.card_ts is None or request.card_channel_id is None or not may_still_approve:
+            return
+        tx.tell(
+            Notice(
+                kind=NoticeKind.REMINDER,
+                user_id=request.requester.id,
+                channel_id=request.card_channel_id,
+                not_after=window.ends_at,
+            )
+        )
+        details: dict[str, Json] = {"may_still_approve": list(may_still_approve)}
+        tx.record(Action.REMINDER_SENT, details=details, reminded_at=tx.now)
 
     def _send(self, lease: Lease, request: CancelRequest) -> "Step":
         """approved: commit that it is being sent, then send it once."""
@@ -1283,6 +1384,8 @@ class CancelWorkflow:
         notice = self._store.lease_notice(notice_id)
         if notice is None:
             return None
+        if notice.kind is NoticeKind.REMINDER:
+            return self._post_reminder(notice)
         try:
             if notice.kind is NoticeKind.REDRAW:
                 self._redraw_copy(notice)
@@ -1296,6 +1399,26 @@ class CancelWorkflow:
             self._store.postpone_notice(notice, due_in_s=due_in_s)
             return due_in_s
         self._store.finish_notice(notice, given_up=False)
+        return None
+
+    def _post_reminder(self, notice: Notice) -> float | None:
+        """Once at most: it is finished before Slack is asked, and taken up again only if Slack surely did nothing."""
+        request = notice.request
+        people = self._policy.may_still_approve(request) if request is not None else ()
+        if request is None or request.state is not State.PENDING or not people:
+            self._store.finish_notice(notice, given_up=True)
+            return None
+        if not self._store.finish_before(notice):
+            return None
+        try:
+            self._messenger.post_reminder(request, may_still_approve=people)
+        except CannotPost:
+            self._store.finish_notice(notice, given_up=True)
+        except TryLater as error:
+            if error.nothing_done:
+                due_in_s = error.retry_after_s or _gap(SLACK_GAPS_S, notice.attempts, SLACK_GAP_S)
+                self._store.postpone_notice(notice, due_in_s=due_in_s)
+                return due_in_s
         return None
 
     def _redraw_copy(self, notice: Notice) -> None:
@@ -1333,6 +1456,16 @@ class Step:
     request: CancelRequest | None = None
 
 
+def _is_repeated(request: CancelRequest | None, click: Click) -> bool:
+    """Whether this very form has decided already, and its answer was lost."""
+    if request is None or click.kind is None or not click.is_form:
+        return False
+    return any(
+        (each.actor.id, each.actor.team_id, each.reason) == (click.actor.id, click.actor.team_id, click.reason)
+        for each in request.decided(click.kind)
+    )
+
+
 def _locked(tx: Transaction) -> CancelRequest:
     request = tx.request
     assert request is not None
@@ -1343,6 +1476,14 @@ def _usable_response_url(tx: Transaction) -> str | None:
     """The response_url of the command, as long as Slack takes it."""
     request = _locked(tx)
     return request.response_url if tx.now - request.created_at < RESPONSE_URL_LIFETIME else None
+
+
+def _wait_s(request: CancelRequest, now: datetime) -> float:
+    """pending: until the reminder is due, or else until the time is over."""
+    assert request.expires_at is not None
+    window = reminder_window(request)
+    is_before = window is not None and now < window.begins_at
+    return ((window.begins_at if window is not None and is_before else request.expires_at) - now).total_seconds()
 
 
 def _gap(gaps_s: Sequence[float], attempt: int, last_s: float) -> float:

@@ -179,6 +179,9 @@ class SilentMessenger:
     def post_verdict(self, request: CancelRequest) -> str:
         return "1790000000.000200"
 
+    def post_reminder(self, request: CancelRequest, *, may_still_approve: Sequence[str]) -> None:
+        pass
+
     def tell(self, notice: Notice) -> None:
         pass
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -141,6 +142,14 @@ class Journey:
         with self._database.write() as connection:
             past = dict.fromkeys(columns, cancel_requests.c.created_at)
             connection.execute(update(cancel_requests).where(cancel_requests.c.id == request_id).values(past))
+
+    def age(self, request_id: int, minutes: float) -> None:
+        """Let a pending request be so much older at once, and its lane due."""
+        row = self.row(request_id)
+        earlier = {name: getattr(row, name) - timedelta(minutes=minutes) for name in ("opened_at", "expires_at")}
+        with self._database.write() as connection:
+            due = {**earlier, "next_attempt_at": cancel_requests.c.created_at}
+            connection.execute(update(cancel_requests).where(cancel_requests.c.id == request_id).values(due))
 
     def events(self, request_id: int | None = None) -> list[dict[str, Any]]:
         """The audit, of one request or all, the oldest first."""

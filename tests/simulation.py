@@ -81,6 +81,8 @@ INVARIANTS: Final = (
     "rejected means that no DELETE of ours took effect; and where the refusal proves nothing, that the order was open",
     "once the exchange can be asked, every acknowledged request ends",
     "an acknowledged approval is never forgotten: its request is decided",
+    "a denial with a reason keeps it, in the row and in the audit",
+    "who may still approve is reminded once at most, of what was audited, and not before half the time is over",
     "the card shows the state of the row; a verdict is in the thread at least once",
     "every card is where it was to go when the command was typed, and who typed it elsewhere is told",
     "verdicts are repeated only after a crash or a lost answer",
@@ -325,6 +327,7 @@ class SimulatedSlack:
         self.verdicts: Counter[tuple[int, State]] = Counter()
         self.excused: Counter[int] = Counter()  # by request: what may have made somebody tell once more
         self.unwritten: tuple[int, State] | None = None  # told, and not yet written down
+        self.reminders: Counter[int] = Counter()
         self.lines: list[Notice] = []
         self.is_away = False
         self._ts = 0
@@ -359,6 +362,13 @@ class SimulatedSlack:
             self.excused[self.unwritten[0]] += 1
             self.unwritten = None
 
+    def post_reminder(self, request: CancelRequest, *, may_still_approve: Sequence[str]) -> None:
+        lost = self._call("slack.post_reminder", request)
+        assert may_still_approve
+        assert set(may_still_approve) <= APPROVERS - {request.requester.id}, "somebody is called who may not approve"
+        self.reminders[request.id] += 1
+        self._after(lost)
+
     def tell(self, notice: Notice) -> None:
         lost = self._call("slack.tell", notice.request)
         self.lines.append(notice)
@@ -376,7 +386,8 @@ class SimulatedSlack:
         if world.strikes(world.weather.slack):
             world.count("slack")
             if world.rng.random() < 0.5:
-                raise TryLater("ratelimited", retry_after_s=world.rng.choice((0.0, 1.0, 30.0)))
+                retry_after_s = world.rng.choice((0.0, 1.0, 30.0))
+                raise TryLater("ratelimited", retry_after_s=retry_after_s, nothing_done=True)
             return True
         return False
 
@@ -556,8 +567,12 @@ class World:
             return
         for _ in range(self.rng.choice((1, 1, 2, 3))):
             (channel_id, ts), (request_id, _) = self.rng.choice(shown[-6:])
+            kind = self.rng.choice((DecisionKind.APPROVE,) * 8 + (DecisionKind.DENY, DecisionKind.WITHDRAW))
+            is_form = kind is DecisionKind.DENY and request_id % 2 == 1
             click = Click(
-                kind=self.rng.choice((DecisionKind.APPROVE,) * 8 + (DecisionKind.DENY, DecisionKind.WITHDRAW)),
+                kind=kind,
+                is_form=is_form,
+                reason="it is right" if is_form else "",
                 request_id=self.rng.choice((request_id,) * 9 + (999,)),
                 actor=self.rng.choice((*PEOPLE, *PEOPLE, GUEST)),
                 team_id=TEAM,
@@ -708,6 +723,8 @@ class World:
                 self._check_approvals(request, story[request.id])
                 self._check_truth(request, story[request.id])
                 self._check_shown(request)
+                self._check_reminder(request, story[request.id])
+                self._check_reasons(request, story[request.id])
             except AssertionError as error:
                 told = "\n".join(
                     f"{event['occurred_at']} {event['action']} {event['details']}" for event in story[request.id]
@@ -782,6 +799,21 @@ class World:
         if state is State.CANCELED and request.canceled_by == "this_request":
             assert book is not None
             assert sent & set(book.accepted), "no DELETE of it was accepted"
+
+    def _check_reminder(self, request: CancelRequest, events: list[dict[str, Any]]) -> None:
+        announced = [event for event in events if event["action"] == "reminder.sent"]
+        assert self.slack.reminders[request.id] <= len(announced) <= 1, (
+            f"reminded {self.slack.reminders[request.id]} times"
+        )
+        if announced:
+            assert request.opened_at is not None
+            assert request.reminded_at is not None
+            assert request.reminded_at - request.opened_at >= timedelta(minutes=15), "reminded too early"
+
+    @staticmethod
+    def _check_reasons(request: CancelRequest, events: list[dict[str, Any]]) -> None:
+        kept = [each.reason or None for each in request.decided(DecisionKind.DENY)]
+        assert kept == [event["reason"] for event in events if event["action"] == "request.denied"], "a reason was lost"
 
     def _check_shown(self, request: CancelRequest) -> None:
         if request.card_ts is not None:

@@ -84,7 +84,7 @@ def test_a_cancel_is_asked_for_approved_sent_once_and_told(journey: Journey) -> 
         "Remaining: 0.58 BTC",
         "Executed: 0.42 BTC",
         "Reason: `spread too wide`",
-        "[Approve] [Deny] [Withdraw (who asked)]",
+        "[Approve] [Deny] [Deny with a reason…] [Withdraw (who asked)]",
     } <= set(lines)
 
     journey.press(CARA, asked, "approve")
@@ -194,6 +194,105 @@ def test_a_denied_request_sends_nothing(journey: Journey) -> None:
     assert journey.actions(asked.id) == ["request.created", "request.opened", "request.denied", "summary.posted"]
     assert not journey.exchange.deletes(asked.uuid)
     assert journey.exchange.order(asked.uuid)["state"] == "wait"
+
+
+@everywhere
+def test_a_denial_with_a_reason_tells_everyone_why(journey: Journey) -> None:
+    """The form opens for who may deny, and what is written into it is on the card, in the thread and in the audit."""
+    why = "<!here> \u202efat finger & " + "x" * 970
+    asked = journey.ask()
+    journey.press(CARA, asked, "deny_with_reason")
+    journey.hears(CARA, f"You may not decide request #{asked.id}")
+    assert journey.slack.views(CARA.id) == []
+
+    journey.press(EMIL, asked, "deny_with_reason")
+    form = journey.slack.wait_for(lambda slack: slack.views(EMIL.id), timeout_s=WITHIN_S)[-1]
+    assert (form.callback_id, form.private_metadata) == ("deny_reason", str(asked.id))
+    assert journey.state(asked.id) == "pending"
+    assert journey.slack.submit_view(EMIL.id, form, {"reason": why}).ok
+    assert form.id not in [view.id for view in journey.slack.views(EMIL.id)]
+
+    verdict = journey.verdict(asked)
+    assert verdict.startswith(
+        "Denied by @emil: nothing was sent to Upbit. Their reason: `<!here> \ufffdfat finger & xxx"
+    )
+    card = journey.shows(asked, "denied, nothing was sent")
+    assert not card.buttons
+    assert "&lt;!here&gt; \ufffdfat finger &amp; xxx" in card.text
+    assert "<!here>" not in json.dumps(card.blocks)
+    denied = journey.audited(asked.id, "request.denied")
+    assert (denied["actor"], denied["reason"]) == (EMIL.id, why)
+    assert not journey.exchange.deletes(asked.uuid)
+
+
+@both_ways
+def test_a_form_submitted_after_the_request_ended_is_told_so_in_its_place(journey: Journey) -> None:
+    """A form can be open for minutes; it must not close as if it had denied."""
+    asked = journey.ask()
+    journey.press(EMIL, asked, "deny_with_reason")
+    form = journey.slack.wait_for(lambda slack: slack.views(EMIL.id), timeout_s=WITHIN_S)[-1]
+    journey.press(BEN, asked, "approve")
+    journey.shows(asked, "canceled")
+
+    assert journey.slack.submit_view(EMIL.id, form, {"reason": "typo"}).ok
+    told = journey.slack.views(EMIL.id)[-1]
+    assert told.title == "Nothing was done"
+    assert any(f"Request #{asked.id} was already approved by @ben" in line for line in journey.slack.words(told))
+    refused = journey.audited(asked.id, "approval.refused")
+    assert (refused["actor"], refused["reason"]) == (EMIL.id, "typo")
+    assert refused["details"]["reason"] == "already_decided"
+    journey.slack.close_view(EMIL.id, told)
+
+
+@both_ways
+def test_a_form_that_slack_does_not_open_leaves_deny(journey: Journey) -> None:
+    """A slow Slack costs the reason, not the denial; and the click is answered in time."""
+    asked = journey.ask()
+    mood = journey.slack.set_mood("slow", method="views.open", delay_s=30.0)
+    try:
+        journey.press(EMIL, asked, "deny_with_reason")
+    finally:
+        journey.slack.clear_moods()
+    assert mood.met.is_set()
+    journey.hears(EMIL, f"Slack did not open the form for request #{asked.id}", "Deny, which denies at once")
+    journey.press(EMIL, asked, "deny")
+    assert journey.verdict(asked).startswith("Denied by @emil")
+
+
+@everywhere
+def test_the_thread_is_told_once_half_way_to_the_expiry(journey: Journey) -> None:
+    """Those whom NOTIFY names are called, in the card's thread; the request waits on, and can be decided as before."""
+    asked = journey.ask()
+    journey.age(asked.id, 14)
+    journey.age(asked.id, 2)
+    reminder = journey.verdict(asked)
+    assert reminder.startswith(f"Request #{asked.id} still needs 1 approval and expires ")
+    assert reminder.endswith("2 people may still approve it. For your attention: @ben.")
+    assert journey.audited(asked.id, "reminder.sent")["details"] == {"may_still_approve": sorted([BEN.id, EMIL.id])}
+
+    journey.age(asked.id, 1)
+    journey.press(EMIL, asked, "deny")
+    journey.shows(asked, "denied, nothing was sent")
+    journey.audited(asked.id, "summary.posted")
+    assert len(journey.slack.thread(DESK, asked.card.ts)) == 2
+    assert journey.actions(asked.id).count("reminder.sent") == 1
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_without_notify_the_reminder_calls_who_may_still_approve(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Not who asked, and not who has approved already: after one of two, the other one."""
+    database_url = request.getfixturevalue("postgresql").create() if kind == "postgresql" else None
+    rules = {"APPROVERS": f"{BEN.id},{EMIL.id},{DANA.id}", "APPROVALS_REQUIRED": "2", "NOTIFY": ""}
+    with started(tmp_path, mode="socket", database_url=database_url, settings=rules) as journey:
+        asked = journey.ask()
+        journey.press(BEN, asked, "approve")
+        journey.audited(asked.id, "approval.recorded")
+        journey.age(asked.id, 16)
+        reminder = journey.verdict(asked)
+        assert reminder.startswith(f"Request #{asked.id} still needs 1 approval and expires ")
+        assert reminder.endswith("May still approve it: @emil.")
 
 
 @once

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from urllib.parse import urlencode
 
 import pytest
-from builders import FixedPrices
+from builders import FixedPrices, command, order, present
 from hypothesis import given
 from hypothesis import strategies as st
 from slack_bolt import App
@@ -21,13 +21,22 @@ from bot.database.migration import migrate
 from bot.database.store import SqlStore
 from bot.domain.answer import CancelAnswer, LookAnswer, OrdersAnswer
 from bot.domain.approval import ApprovalPolicy
-from bot.domain.audit import Reason
-from bot.domain.cancel_request import CancelRequest, DecisionKind
-from bot.domain.errors import CommitInDoubt, NothingDone, StoreError
-from bot.slack import messages
-from bot.slack.listeners import Listeners, clean, parse_click, parse_command, parse_request_id, parse_text
+from bot.domain.audit import Action, Reason
+from bot.domain.cancel_request import CancelRequest, DecisionKind, State
+from bot.domain.errors import CannotPost, CommitInDoubt, MessengerError, NothingDone, StoreError, TryLater
+from bot.playground.slack_blocks import view_faults
+from bot.slack import messages, views
+from bot.slack.listeners import (
+    Listeners,
+    clean,
+    parse_click,
+    parse_command,
+    parse_request_id,
+    parse_submission,
+    parse_text,
+)
 from bot.slack.notifier import Identity
-from bot.workflow import CancelWorkflow, Lane, Lease, Notice, Store, Transaction, Watched
+from bot.workflow import CancelWorkflow, Lane, Lease, Notice, NoticeKind, Store, Transaction, Watched
 
 UUID = "cdd92199-2897-4e14-9448-f923320408ad"
 OTHER_UUID = "9ca023a5-851b-4fec-9f0a-48cd83c2eaae"
@@ -241,6 +250,61 @@ def test_any_payload_of_a_click_is_read(body: dict[str, Any]) -> None:
     assert click.request_id is None or click.request_id > 0
 
 
+# What was filled into a form
+
+
+def submission_payload(callback_id: str, values: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    """A submitted form, with the text of each input by its block."""
+    state = {block_id: {block_id: {"type": "plain_text_input", "value": value}} for block_id, value in values.items()}
+    view = {
+        "id": "V1",
+        "type": "modal",
+        "callback_id": callback_id,
+        "private_metadata": "42",
+        "state": {"values": state},
+    }
+    return {
+        "type": "view_submission",
+        "team": {"id": "T0PLAY"},
+        "user": {"id": "U0BEN", "username": "ben", "team_id": "T0PLAY"},
+        "trigger_id": "trigger-8",
+        "view": {**view, **changed},
+    }
+
+
+def submitted(app: App, callback_id: str, values: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    """What the form is answered; empty where it closes."""
+    payload = submission_payload(callback_id, values, **changed)
+    answer = deliver(app, {"payload": json.dumps(payload)})
+    assert answer.status == 200
+    return dict(json.loads(answer.body or "{}"))
+
+
+def test_a_form_is_read_from_what_was_filled_in_and_the_person_alone() -> None:
+    """What it is about comes back as we gave it; names and ids come from Slack, never from the form."""
+    submission = parse_submission(submission_payload("a_form", {"reason": " a\x00b ", "other": None}))
+
+    assert (submission.callback_id, submission.private_metadata) == ("a_form", "42")
+    assert submission.values == {"reason": "a b"}
+    assert (submission.actor.id, submission.actor.name, submission.actor.team_id) == ("U0BEN", "ben", "T0PLAY")
+    assert (submission.team_id, submission.trigger_id) == ("T0PLAY", "trigger-8")
+
+
+def test_a_chosen_option_is_read_by_its_value() -> None:
+    """A select gives an option where a text field gives a text."""
+    chosen = {"order": {"choose": {"type": "static_select", "selected_option": {"value": UUID}}}}
+
+    assert parse_submission(submission_payload("a_form", {}, state={"values": chosen})).values == {"order": UUID}
+
+
+@given(st.dictionaries(st.sampled_from(["view", "user", "team", "state", "values"]), Json | Payload))
+def test_any_payload_of_a_form_is_read(body: dict[str, Any]) -> None:
+    """A listener that raises is an error in the person's form, without the reason."""
+    submission = parse_submission(body)
+
+    assert all(value.strip() for value in submission.values.values())
+
+
 # What is answered when it cannot be written down
 
 
@@ -254,6 +318,19 @@ class Afterwards:
 
     def tell_now(self, response_url: str, text: str) -> None:
         self.told.append((response_url, text))
+
+
+class Forms:
+    """The forms that were opened; or a Slack that opens none."""
+
+    def __init__(self, failure: MessengerError | None = None) -> None:
+        self.opened: list[tuple[str, views.View]] = []
+        self._failure = failure
+
+    def open_view(self, trigger_id: str, view: views.View) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self.opened.append((trigger_id, view))
 
 
 class BrokenStore:
@@ -299,6 +376,9 @@ class BrokenStore:
     def finish_notice(self, notice: Notice, *, given_up: bool) -> None:
         raise NotImplementedError
 
+    def finish_before(self, notice: Notice) -> bool:
+        raise NotImplementedError
+
     def postpone_notice(self, notice: Notice, *, due_in_s: float) -> None:
         raise NotImplementedError
 
@@ -327,6 +407,9 @@ class Nobody:
     def post_verdict(self, request: CancelRequest) -> str:
         raise NotImplementedError
 
+    def post_reminder(self, request: CancelRequest, *, may_still_approve: Sequence[str]) -> None:
+        raise NotImplementedError
+
     def tell(self, notice: Notice) -> None:
         raise NotImplementedError
 
@@ -352,7 +435,13 @@ def bolt_app(
     return app_on(BrokenStore(failure, read_again), afterwards=afterwards, identity=identity)
 
 
-def app_on(store: Store, *, afterwards: Afterwards | None = None, identity: Identity | None = IDENTITY) -> App:
+def app_on(
+    store: Store,
+    *,
+    afterwards: Afterwards | None = None,
+    forms: Forms | None = None,
+    identity: Identity | None = IDENTITY,
+) -> App:
     listeners = Listeners(
         workflow=CancelWorkflow(
             store=store,
@@ -365,6 +454,7 @@ def app_on(store: Store, *, afterwards: Afterwards | None = None, identity: Iden
             new_nonce=lambda: "nonce",
         ),
         afterwards=afterwards or Afterwards(),
+        forms=forms or Forms(),
         identity=lambda: identity,
         max_open_requests=20,
     )
@@ -534,3 +624,163 @@ def test_a_click_that_counts_is_followed_by_a_nudge(store: SqlStore) -> None:
 
     assert afterwards.nudged == [42]
     assert afterwards.told == []
+
+
+@pytest.mark.parametrize("callback_id", ["of_another_version", "", "line\nbreak", "x" * 255])
+def test_a_form_that_is_not_ours_any_more_is_answered(store: SqlStore, callback_id: str) -> None:
+    """Somebody may have it open while the bot is replaced; unanswered, Slack shows an error without a reason."""
+    answer = submitted(app_on(store), callback_id, {"reason": "typo"})
+
+    assert answer["response_action"] == "update"
+    assert answer["view"]["blocks"][0]["text"]["text"] == messages.unknown_form()
+    assert view_faults(answer["view"]) == []
+
+
+# Deny with a reason
+
+
+WAY_OUT = {"action_id": "deny_with_reason", "block_id": "b", "type": "button", "value": "1"}
+
+
+def pending(store: SqlStore) -> None:
+    """Request 1, which U0BEN may approve."""
+    shown = order(uuid=UUID)
+    with store.transaction() as tx:
+        made = tx.create(command(order_uuid=UUID, team_id="T0PLAY"))
+    with store.transaction(made.id) as tx:
+        tx.move(
+            Action.REQUEST_OPENED,
+            order=shown,
+            order_now=shown,
+            approvers=("U0BEN",),
+            opened_at=tx.now,
+            expires_at=tx.now + timedelta(minutes=30),
+        )
+
+
+def state(store: SqlStore) -> State:
+    return present(store.read(1)).state
+
+
+def kinds_told(store: SqlStore) -> list[NoticeKind]:
+    """The private lines that are owed."""
+    owed = [store.lease_notice(notice_id) for notice_id in store.due(limit=10).notices]
+    return [notice.kind for notice in owed if notice is not None]
+
+
+def test_deny_with_reason_opens_a_form_and_denies_nothing_yet(store: SqlStore) -> None:
+    """The form carries the request's id, and belongs to the trigger of this click."""
+    pending(store)
+    forms = Forms()
+
+    assert clicked(app_on(store, forms=forms), actions=[WAY_OUT]) == 200
+
+    ((trigger_id, form),) = forms.opened
+    assert trigger_id == "trigger-7"
+    assert (form["callback_id"], form["private_metadata"]) == ("deny_reason", "1")
+    assert form["blocks"][1]["element"]["max_length"] == 1000
+    assert state(store) is State.PENDING
+    assert kinds_told(store) == []
+
+
+@pytest.mark.parametrize("user", [{"id": "U0CARA", "team_id": "T0PLAY"}, {"id": "U0BEN", "team_id": "T0OTHER"}])
+def test_who_may_not_deny_gets_a_line_and_no_form(store: SqlStore, user: dict[str, str]) -> None:
+    """The policy is the same as for the click; nobody fills in a form for nothing."""
+    pending(store)
+    forms = Forms()
+
+    assert clicked(app_on(store, forms=forms), actions=[WAY_OUT], user=user) == 200
+
+    assert forms.opened == []
+    assert kinds_told(store) == [NoticeKind.CLICK_REFUSED]
+
+
+@pytest.mark.parametrize("value", ["99", "", "x"])
+def test_a_forged_request_gets_no_form(store: SqlStore, value: str) -> None:
+    """There is nothing to be denied, and the person is told so."""
+    pending(store)
+    forms = Forms()
+
+    assert clicked(app_on(store, forms=forms), actions=[{**WAY_OUT, "value": value}]) == 200
+
+    assert forms.opened == []
+    assert kinds_told(store) == [NoticeKind.CLICK_REFUSED]
+
+
+@pytest.mark.parametrize("failure", [TryLater("timeout"), CannotPost("invalid_arguments")])
+def test_a_form_that_slack_does_not_open_is_told_with_the_way_out(store: SqlStore, failure: MessengerError) -> None:
+    """Slack is slow or refuses: nothing happened, and Deny works without it."""
+    pending(store)
+
+    assert clicked(app_on(store, forms=Forms(failure)), actions=[WAY_OUT]) == 200
+
+    assert state(store) is State.PENDING
+    assert kinds_told(store) == [NoticeKind.FORM_NOT_OPENED]
+
+
+def test_without_a_database_there_is_no_form() -> None:
+    """What could not be written down when it is submitted is not asked for."""
+    afterwards, forms = Afterwards(), Forms()
+    app = app_on(BrokenStore(NothingDone("away"), fails), afterwards=afterwards, forms=forms)
+
+    assert clicked(app, actions=[WAY_OUT]) == 503
+    assert forms.opened == []
+    assert afterwards.told == [("http://127.0.0.1:9/response", messages.nothing_was_done())]
+
+
+def test_a_submitted_form_denies_and_closes(store: SqlStore) -> None:
+    """The same answer when Slack delivers it again."""
+    pending(store)
+    afterwards = Afterwards()
+    app = app_on(store, afterwards=afterwards)
+
+    for _ in range(2):
+        assert submitted(app, "deny_reason", {"reason": "typo"}, private_metadata="1") == {}
+
+    request = present(store.read(1))
+    assert (request.state, request.decisions[0].reason) == (State.DENIED, "typo")
+    assert afterwards.nudged == [1, 1]
+
+
+def test_a_form_that_comes_too_late_is_told_who_was_first(store: SqlStore) -> None:
+    """In the form's place, where the person looks."""
+    pending(store)
+    app = app_on(store)
+    clicked(app, actions=[{**WAY_OUT, "action_id": "deny"}])
+
+    answer = submitted(app, "deny_reason", {"reason": "typo"}, private_metadata="1")
+
+    assert answer["response_action"] == "update"
+    assert "already denied by <@U0BEN>" in answer["view"]["blocks"][0]["text"]["text"]
+    assert view_faults(answer["view"]) == []
+    assert kinds_told(store) == []
+
+
+@pytest.mark.parametrize("reason", [None, " \n ", "x" * 1001, "<!here>\u202e" * 400])
+def test_a_reason_that_will_not_do_is_told_under_the_input(store: SqlStore, reason: str | None) -> None:
+    """What was written stays in the form, to be mended."""
+    pending(store)
+    answer = submitted(app_on(store), "deny_reason", {"reason": reason}, private_metadata="1")
+
+    said = messages.reason_too_long() if reason and reason.strip() else messages.no_reason()
+    assert answer == {"response_action": "errors", "errors": {"reason": said}}
+    assert state(store) is State.PENDING
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (NothingDone("disk full"), messages.nothing_was_done()),
+        (CommitInDoubt("connection lost"), messages.in_doubt()),
+    ],
+)
+def test_a_form_that_could_not_be_written_down_stays_and_says_so(failure: StoreError, said: str) -> None:
+    """Closing it would say that it was done; and what was written need not be written again."""
+    app = bolt_app(failure, fails)
+
+    assert submitted(app, "deny_reason", {"reason": "typo"}) == {
+        "response_action": "errors",
+        "errors": {"reason": said},
+    }
+    unknown = submitted(app, "of_another_version", {"reason": "typo"})
+    assert unknown["view"]["blocks"][0]["text"]["text"] == said

@@ -17,13 +17,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slack_sdk.models.blocks import Block
+from slack_sdk.models.views import View
 
 from bot.domain.audit import Actor, Reason
 from bot.domain.cancel_request import CanceledBy, CancelRequest, Decision, DecisionKind, State, Verdict
 from bot.domain.order import Order
 from bot.domain.quote import Quote
 from bot.domain.tiers import Tier, parse_tier
-from bot.slack import messages
+from bot.playground.slack_blocks import view_faults
+from bot.slack import messages, views
 from bot.slack.messages import Message, card, thread_message
 
 SNAPSHOTS: Final = Path(__file__).parent / "snapshots"
@@ -94,6 +96,7 @@ PARTLY = replace(
     locked=Decimal(0),
     trades_count=3,
 )
+RESTING = replace(SELL, remaining_volume=Decimal("0.80"), executed_volume=Decimal("0.20"), trades_count=1)
 FILLED = replace(
     SELL, state="done", remaining_volume=Decimal(0), executed_volume=Decimal("1.00"), locked=Decimal(0), trades_count=5
 )
@@ -121,6 +124,7 @@ PENDING = CancelRequest(
 )
 YES = Decision(kind=DecisionKind.APPROVE, actor=APPROVER, decided_at=minutes(2))
 YES_TOO = Decision(kind=DecisionKind.APPROVE, actor=SECOND, decided_at=minutes(3))
+WHY = "fat finger: the desk wanted <b>KRW-ETH</b> & not this"
 NO = Decision(kind=DecisionKind.DENY, actor=APPROVER, decided_at=minutes(2))
 BACK = Decision(kind=DecisionKind.WITHDRAW, actor=REQUESTER, decided_at=minutes(2))
 
@@ -190,6 +194,7 @@ CASES: Final[Mapping[str, CancelRequest]] = {
     "approved": APPROVED,
     "approved_again": replace(APPROVED, sends=1),
     "denied": replace(PENDING, state=State.DENIED, decisions=(NO,)),
+    "denied_with_reason": replace(PENDING, state=State.DENIED, decisions=(replace(NO, reason=WHY),)),
     "withdrawn": replace(PENDING, state=State.WITHDRAWN, decisions=(BACK,)),
     "superseded_filled": replace(
         PENDING, state=State.SUPERSEDED, order_now=FILLED, looked_at=minutes(3), cause="already_done"
@@ -205,6 +210,9 @@ CASES: Final[Mapping[str, CancelRequest]] = {
     "rejected": replace(SENDING, state=State.REJECTED, unanswered=0, cause="out_of_scope"),
     "rejected_unknown_name": replace(SENDING, state=State.REJECTED, unanswered=0, cause="new_error_name"),
     "canceled_partly": CANCELED,
+    "approved_after_a_fill": replace(APPROVED, order_now=RESTING, order_approved=RESTING, looked_at=minutes(2)),
+    "canceled_after_fills": replace(CANCELED, order_approved=RESTING),
+    "canceled_after_a_later_fill": replace(CANCELED, order_approved=SELL),
     "canceled_whole": replace(CANCELED, order_now=replace(SELL, state="cancel", locked=Decimal(0))),
     "canceled_buy_by_total": replace(
         CANCELED,
@@ -238,6 +246,9 @@ CLICKS: Final = (
     Reason.NOT_THE_REQUESTER,
     Reason.UNKNOWN_REQUEST,
     Reason.UNKNOWN_BUTTON,
+    Reason.UNKNOWN_FORM,
+    Reason.NO_REASON,
+    Reason.REASON_TOO_LONG,
     Reason.OTHER_WORKSPACE,
     Reason.NOT_YET_PENDING,
     Reason.ALREADY_APPROVED,
@@ -377,6 +388,7 @@ def _private_lines() -> Iterator[tuple[str, str]]:
         yield f"click: too late, {name}", messages.click_refused(Reason.ALREADY_DECIDED, CASES[name])
     for name in ("pending_one_of_two", "approved_by_two", "denied_after_approval"):
         yield f"click: again, {name}", messages.click_refused(Reason.ALREADY_APPROVED, CASES[name])
+    yield "notice: form not opened", messages.form_not_opened(PENDING)
     yield "notice: still reading", messages.still_reading(REQUESTED)
     for reason in REQUESTS:
         yield f"request: {reason}", _request(reason)
@@ -419,7 +431,44 @@ def _request(reason: Reason) -> str:
 
 def test_no_snapshot_is_left_over() -> None:
     """A file that nothing writes any more would be read as a promise."""
-    assert {path.stem for path in SNAPSHOTS.glob("*")} == {*CASES, "private_lines"}
+    assert {path.stem for path in SNAPSHOTS.glob("*")} == {*CASES, "private_lines", "forms"}
+
+
+FORMS: Final[Mapping[str, views.View]] = {
+    "deny": views.deny_form(CASES["pending_partly_filled"]),
+    "nothing was done": views.told(messages.click_refused(Reason.ALREADY_DECIDED, CASES["denied"])),
+}
+
+
+def test_the_forms_read_as_agreed() -> None:
+    """What somebody is asked, and what happens when it is submitted."""
+    check_snapshot("forms", "\n".join(f"===== {name} =====\n{_form_in_words(form)}" for name, form in FORMS.items()))
+
+
+def _form_in_words(form: views.View) -> str:
+    lines = [f"# {form['title']['text']}  {form.get('callback_id', '')}({form.get('private_metadata', '')})"]
+    for block in form["blocks"]:
+        if block["type"] == "input":
+            lines.append(f"{block['label']['text']} ______  ({block['hint']['text']})")
+        else:
+            lines += _block_lines(block)
+    buttons = [form[name]["text"] for name in ("submit", "close") if name in form]
+    return "\n".join([*lines, *(f"[{button}]" for button in buttons)]) + "\n"
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_nothing_breaks_out_of_a_form_or_its_limits(data: st.DataObject) -> None:
+    """Slack refuses a form that is too long, and the person would see nothing."""
+    request = data.draw(requests)
+    for form in (views.deny_form(request), views.told(messages.click_refused(Reason.ALREADY_DECIDED, request))):
+        assert view_faults(form) == []
+        View(**form).validate_json()
+        for kind, text in texts_of(form["blocks"]):
+            if kind == "mrkdwn":
+                assert_contained(text)
+    answer = views.keep_open("reason", messages.reason_too_long())
+    assert 1 <= len(answer["errors"]["reason"]) <= 2000
 
 
 # --- Every state and reason has its words ---------------------------------------------------------------------------
@@ -431,7 +480,7 @@ def test_every_state_has_a_card_with_buttons_only_while_pending(state: State) ->
     shown = card(replace(CANCELED, state=state), notify=NOTIFY)
     buttons = [element for block in shown.blocks if block["type"] == "actions" for element in block["elements"]]
     if state is State.PENDING:
-        assert [button["action_id"] for button in buttons] == ["approve", "deny", "withdraw"]
+        assert [button["action_id"] for button in buttons] == ["approve", "deny", "deny_with_reason", "withdraw"]
         assert {button["value"] for button in buttons} == {"42"}
     else:
         assert not buttons
@@ -488,6 +537,27 @@ def test_the_loser_hears_who_won_and_when() -> None:
         assert messages.when(decision.decided_at) in line
 
 
+def test_expired_is_never_worded_as_denied() -> None:
+    """Nobody said no: who reads a denial asks the wrong person why."""
+    for decided in ((), (YES,)):
+        request = replace(CASES["expired"], decisions=decided)
+        said = thread_message(request, notify=NOTIFY)
+        assert said is not None
+        told = [card(request, notify=NOTIFY).text, said.text, messages.click_refused(Reason.EXPIRED, request)]
+        for text in told:
+            assert "xpired" in text
+            assert not re.search("den(y|ied|ial)", text, re.IGNORECASE)
+
+
+def test_the_expiry_is_shown_in_the_readers_own_time() -> None:
+    """On the card that waits, in its reminder, and to who clicks too late."""
+    local = f"<!date^{int(minutes(30).timestamp())}^{{date_short_pretty}} {{time}}|2026-11-23 09:30 UTC>"
+    reminder = messages.reminder(PENDING, may_still_approve=PENDING.approvers, notify=())
+    shown = [card(PENDING, notify=()), reminder, card(CASES["expired"], notify=())]
+    for text in (*(message.text for message in shown), messages.click_refused(Reason.EXPIRED, PENDING)):
+        assert local in text
+
+
 # --- No more than the fields prove ----------------------------------------------------------------------------------
 
 
@@ -539,6 +609,42 @@ def test_no_change_is_denied_where_nobody_looked_again() -> None:
     assert "changed" not in unseen.text
     assert seen
     assert "When last seen, nothing in the order had changed" in seen.text
+
+
+@pytest.mark.parametrize(
+    ("asked", "approved", "now", "says"),
+    [
+        ("0", None, "0", ""),
+        ("0", None, "0.2", "*0.2 BTC filled since the request*."),
+        ("0.1", "0.1", "0.3", "*0.2 BTC filled since the request*, all of it seen after the approval."),
+        ("0.1", "0.3", "0.3", "*0.2 BTC filled since the request*, all of it seen before the approval."),
+        (
+            "0.1",
+            "0.3",
+            "0.35",
+            "*0.25 BTC filled since the request*: 0.2 BTC seen before the approval, 0.05 BTC after it.",
+        ),
+        ("0.3", "0.3", "0.1", ""),
+        ("0.1", "0.3", "0.2", "*0.1 BTC filled since the request*."),
+        (None, None, "0.2", ""),
+        ("0", "0.1", None, ""),
+    ],
+)
+def test_what_was_filled_between_request_approval_and_end_is_told_in_words(
+    asked: str | None, approved: str | None, now: str | None, says: str
+) -> None:
+    """Who approved wants to know how much got away meanwhile; a number that the looks do not prove is not told."""
+
+    def seen(executed: str | None) -> Order:
+        return replace(SELL, executed_volume=None if executed is None else Decimal(executed))
+
+    request = replace(CANCELED, order=seen(asked), order_now=seen(now))
+    request = replace(request, order_approved=None if approved is None else seen(approved))
+    said = thread_message(request, notify=())
+    assert said is not None
+    for text in (card(request, notify=()).text, said.text):
+        told = [line for line in text.split("\n") if "filled since the request" in line]
+        assert told == ([says] if says else [])
 
 
 @pytest.mark.parametrize(
@@ -782,6 +888,7 @@ decisions = st.lists(
         kind=st.sampled_from(DecisionKind),
         actor=st.sampled_from([REQUESTER, APPROVER, SECOND]),
         decided_at=moments,
+        reason=st.just("") | foreign | foreign.map(lambda text: (text * 500)[:1000]),
     ),
     max_size=20,
 ).map(tuple)
@@ -801,6 +908,7 @@ requests = st.builds(
     created_at=moments,
     order=st.none() | orders,
     order_now=st.none() | orders,
+    order_approved=st.none() | orders,
     looked_at=st.none() | moments,
     approvals_required=st.integers(1, 5),
     approval_rule=st.none()
@@ -838,10 +946,13 @@ def test_nothing_typed_or_sent_pings_links_or_breaks_a_limit(request: CancelRequ
     assert_message(shown)
     if said := thread_message(request, notify=NOTIFY):
         assert_message(said)
+    assert_message(messages.reminder(request, may_still_approve=request.approvers, notify=NOTIFY))
+    assert_message(messages.reminder(request, may_still_approve=request.approvers, notify=()))
     lines = [messages.summary_elsewhere(request, notify=NOTIFY), messages.still_reading(request)]
     lines += [messages.click_refused(reason, request) for reason in CLICKS]
     lines.append(messages.card_elsewhere(request, link=request.reason))
     lines.append(messages.command_refused(Reason.CHANNEL_NOT_ALLOWED, channels=[request.channel_id]))
+    lines += [messages.denying(request), messages.form_not_opened(request)]
     lines.append(messages.request_refused(replace(request, said=request.reason)))
     lines.append(messages.command_refused(Reason.ORDER_HAS_OPEN_REQUEST, open_request=request, link=request.reason))
     lines.append(messages.command_refused(Reason.NOT_A_UUID, text=request.reason))

@@ -103,6 +103,20 @@ def test_the_channel_of_a_card_and_the_quote_come_and_go_under_rows_of_the_versi
     assert AuditLog(empty).verify().fault is None
 
 
+def test_reasons_come_and_go_under_decisions_of_the_version_before(empty: Database) -> None:
+    """An upgrade meets decisions that gave none, and a step back keeps who decided what."""
+    migrate(empty)
+    fill(empty)
+    assert migrate(empty, revision="0004") == "0004"
+    kept = rows(empty, "SELECT request_id, kind, actor_id FROM decisions")
+    assert migrate(empty) == newest_revision()
+    assert rows(empty, "SELECT request_id, kind, actor_id FROM decisions") == kept
+    request = present(SqlStore(empty).read(kept[0][0]))
+    assert [each.reason for each in request.decisions] == [""]
+    assert (request.order_approved, request.reminded_at) == (None, None)
+    fill(empty)
+
+
 def test_migrating_twice_changes_nothing(empty: Database) -> None:
     """`bot run` migrates its SQLite file at every start."""
     migrate(empty)

@@ -1,11 +1,13 @@
 """The notifier against a Slack workspace on loopback, with Slack's own refusals and moods."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
+from builders import at_once
 
 from bot.domain.audit import Actor, Reason
 from bot.domain.cancel_request import CancelRequest, Decision, DecisionKind, State
@@ -13,7 +15,7 @@ from bot.domain.errors import CannotPost, MessengerError, TryLater
 from bot.domain.order import Order
 from bot.playground.slack import CHANNELS, PEOPLE, SlackWorkspace
 from bot.playground.slack_records import Channel, Message
-from bot.slack.notifier import PERMANENT_ERRORS, Identity, Notifier
+from bot.slack.notifier import MAX_OPENING, OPEN_VIEW_TIMEOUT_S, PERMANENT_ERRORS, Identity, Notifier
 from bot.workflow import Notice, NoticeKind
 
 NOW = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
@@ -301,6 +303,7 @@ def test_a_card_is_posted_where_the_command_was_typed(workspace: SlackWorkspace,
     assert [(button.action_id, button.value) for button in card.buttons] == [
         ("approve", "42"),
         ("deny", "42"),
+        ("deny_with_reason", "42"),
         ("withdraw", "42"),
     ]
     assert card.metadata == {"event_type": "cancel_request", "event_payload": {"request_id": 42}}
@@ -364,6 +367,40 @@ def test_the_verdict_goes_into_the_cards_thread(workspace: SlackWorkspace, notif
     (verdict,) = workspace.thread(card.channel, card.ts)
     assert verdict.ts == ts
     assert "Denied" in verdict.text
+
+
+def test_the_reminder_goes_into_the_cards_thread_as_one_line(workspace: SlackWorkspace, notifier: Notifier) -> None:
+    """Where the card is, and in a new message, which calls the people that it names."""
+    card = posted(workspace, notifier)
+
+    notifier.post_reminder(replace(PENDING, card_channel_id=card.channel, card_ts=card.ts), may_still_approve=["U0BEN"])
+
+    (reply,) = workspace.thread(card.channel, card.ts)
+    (line,) = workspace.words(reply)
+    assert line.startswith("Request #42 still needs 1 approval and expires 2026-11-23 10:00 UTC")
+    assert "<@U0CARA>" in reply.text
+
+
+@pytest.mark.parametrize(
+    ("mood", "surely"),
+    [("ratelimited", True), ("http_500", False), ("away", False), ("fatal_error_after_doing", False)],
+)
+def test_only_a_rate_limit_surely_posted_nothing(
+    workspace: SlackWorkspace, notifier: Notifier, mood: str, *, surely: bool
+) -> None:
+    """What may have been posted is not posted again where once is the most."""
+    card = posted(workspace, notifier)
+    reminded = replace(PENDING, card_channel_id=card.channel, card_ts=card.ts)
+    workspace.set_mood(mood, method="chat.postMessage")
+
+    with pytest.raises(TryLater) as caught:
+        notifier.post_reminder(reminded, may_still_approve=["U0BEN"])
+    assert caught.value.nothing_done is surely
+    workspace.clear_moods()
+    if surely:  # and the next one waits for its turn, without asking
+        with pytest.raises(TryLater, match="not_our_turn") as caught:
+            notifier.post_reminder(reminded, may_still_approve=["U0BEN"])
+        assert caught.value.nothing_done
 
 
 def test_a_verdict_without_a_card_is_refused(workspace: SlackWorkspace, notifier: Notifier) -> None:
@@ -510,3 +547,70 @@ def test_a_click_on_an_unknown_request_is_answered(workspace: SlackWorkspace, no
     notifier.tell(refused_click(reason=Reason.UNKNOWN_REQUEST, request=None))
 
     assert "does not know the request" in workspace.ephemerals("U0DANA")[-1].text
+
+
+# Forms
+
+
+FORM = {"type": "modal", "title": {"type": "plain_text", "text": "A form"}, "blocks": [{"type": "divider"}]}
+
+
+def test_a_form_opens_before_who_clicked(workspace: SlackWorkspace, notifier: Notifier) -> None:
+    """Whose trigger it is decides; and a delivery that comes twice opens it once and is no failure."""
+    workspace.command("U0DANA", "C0DESK", "", trigger_id="trigger-1")
+
+    notifier.open_view("trigger-1", FORM)
+    notifier.open_view("trigger-1", FORM)
+
+    assert [view.title for view in workspace.views("U0DANA")] == ["A form"]
+    assert workspace.views("U0BEN") == []
+
+
+def test_a_form_for_which_it_is_too_late_is_not_tried_again(
+    workspace: SlackWorkspace, notifier: Notifier, clock: Time
+) -> None:
+    """A trigger lives 3 s; what is left then is to say so."""
+    workspace.command("U0DANA", "C0DESK", "", trigger_id="trigger-1")
+    clock.now += 3.0
+
+    with pytest.raises(MessengerError, match="expired_trigger_id"):
+        notifier.open_view("trigger-1", FORM)
+    assert len(workspace.calls("views.open")) == 1
+
+
+@pytest.mark.parametrize("mood", ["away", "http_500", "ratelimited", "drop_answer_after_doing", "error:ratelimited"])
+def test_a_form_is_asked_for_once(workspace: SlackWorkspace, notifier: Notifier, mood: str) -> None:
+    """A listener waits for it: there is no time for a second try."""
+    workspace.command("U0DANA", "C0DESK", "", trigger_id="trigger-1")
+    workspace.set_mood(mood, method="views.open")
+
+    with pytest.raises(MessengerError):
+        notifier.open_view("trigger-1", FORM)
+    assert len(workspace.calls("views.open")) == 1
+
+
+def test_a_slack_that_hangs_is_given_up_in_time_for_the_answer(workspace: SlackWorkspace, notifier: Notifier) -> None:
+    """Slack waits 3 s for the listener, which waits 1.5 s for Slack."""
+    workspace.command("U0DANA", "C0DESK", "", trigger_id="trigger-1")
+    workspace.set_mood("slow", method="views.open", delay_s=30.0)
+    began = time.monotonic()
+
+    with pytest.raises(TryLater):
+        notifier.open_view("trigger-1", FORM)
+    assert OPEN_VIEW_TIMEOUT_S <= time.monotonic() - began < 2.5
+
+
+def test_slow_forms_leave_threads_for_clicks(workspace: SlackWorkspace, notifier: Notifier) -> None:
+    """Each form that Slack keeps waiting holds a thread of those that take approvals, too."""
+    workspace.set_mood("slow", method="views.open", delay_s=30.0)
+
+    def open_one() -> None:
+        notifier.open_view("trigger-1", FORM)
+
+    failures = at_once(*[open_one] * (MAX_OPENING + 1))
+
+    assert [str(failure) for failure in failures].count("too_many_forms") == 1
+    workspace.clear_moods()
+    workspace.command("U0DANA", "C0DESK", "", trigger_id="trigger-2")
+    notifier.open_view("trigger-2", FORM)
+    assert len(workspace.views("U0DANA")) == 1

@@ -118,6 +118,7 @@ class ScriptedSlack:
         self.cards: list[tuple[str, str, State]] = []
         self.verdicts: list[State] = []
         self.lines: list[Notice] = []
+        self.reminders: list[tuple[int, tuple[str, ...]]] = []
 
     def _may_fail(self, verb: str) -> None:
         errors = self.errors.get(verb)
@@ -137,6 +138,10 @@ class ScriptedSlack:
         self._may_fail("post_verdict")
         self.verdicts.append(request.state)
         return "2.000"
+
+    def post_reminder(self, request: CancelRequest, *, may_still_approve: Sequence[str]) -> None:
+        self._may_fail("post_reminder")
+        self.reminders.append((request.id, tuple(may_still_approve)))
 
     def tell(self, notice: Notice) -> None:
         self._may_fail("tell")

@@ -96,10 +96,11 @@ class Chain:
             )
 
     def refusal_of_trigger(self, trigger_id: str) -> Reason | None:
-        """Why the command of this delivery was refused before, if it was."""
+        """Why the command or the form of this delivery was refused before, if it was."""
+        refused = [Action.COMMAND_REFUSED.value, Action.APPROVAL_REFUSED.value]
         details = self._connection.execute(
             select(audit_events.c.details)
-            .where(audit_events.c.trigger_id == trigger_id, audit_events.c.action == Action.COMMAND_REFUSED.value)
+            .where(audit_events.c.trigger_id == trigger_id, audit_events.c.action.in_(refused))
             .limit(1)
         ).scalar_one_or_none()
         return None if details is None else Reason(json.loads(details)["reason"])

@@ -118,6 +118,8 @@ cancel_requests = Table(
     Column("not_counted", Text, nullable=False, server_default=""),
     Column("approvals_channel_id", Text),
     Column("quote", Text),
+    Column("order_approved", Text),
+    Column("reminded_at", UtcTime),
     UniqueConstraint("trigger_id"),
     Index(
         "uq_cancel_requests_open_order",
@@ -163,6 +165,7 @@ decisions = Table(
     Column("actor_name", Text, nullable=False),
     Column("actor_team", Text, nullable=False),
     Column("decided_at", UtcTime, nullable=False),
+    Column("reason", Text, nullable=False, server_default=""),
     UniqueConstraint("request_id", "actor_id", "kind"),
 )
 

@@ -263,13 +263,19 @@ class SqlStore:
             at = None if given_up else self._database.now(connection)
             connection.execute(_end_notice(notice.id, given_up=given_up, at=at))
 
+    def finish_before(self, notice: Notice) -> bool:
+        with self._database.write() as connection:
+            ended = _end_notice(notice.id, given_up=False, at=self._database.now(connection))
+            owned = and_(notices.c.fence == notice.fence, notices.c.next_attempt_at.is_not(None))
+            return connection.execute(ended.where(owned)).rowcount == 1
+
     def postpone_notice(self, notice: Notice, *, due_in_s: float) -> None:
         with self._database.write() as connection:
             due = self._database.now(connection) + timedelta(seconds=due_in_s)
             connection.execute(
                 update(notices)
                 .where(notices.c.id == notice.id, notices.c.fence == notice.fence)
-                .values(leased_until=None, next_attempt_at=due)
+                .values(leased_until=None, next_attempt_at=due, sent_at=None)
             )
 
     def due(self, *, limit: int, looks: bool = True) -> Due:
@@ -400,6 +406,7 @@ class SqlTransaction:
         outcome: Outcome = Outcome.OK,
         details: dict[str, Json] | None = None,
         trigger_id: str | None = None,
+        reason: str | None = None,
         due_in_s: float | None = None,
         **changes: Any,
     ) -> CancelRequest:
@@ -413,7 +420,7 @@ class SqlTransaction:
             values["next_attempt_at"] = self.now + timedelta(seconds=due_in_s)
         moved = self._update(values, cancel_requests.c.state.in_([source.value for source in sources]))
         facts: dict[str, Json] = {"state": target.value, **(details or {})}
-        self._append(action, moved, actor=actor, outcome=outcome, details=facts, trigger_id=trigger_id)
+        self._append(action, moved, actor=actor, outcome=outcome, details=facts, trigger_id=trigger_id, reason=reason)
         return moved
 
     def record(  # noqa: PLR0913 - see Transaction
@@ -442,6 +449,7 @@ class SqlTransaction:
                 details=details or {},
                 trigger_id=trigger_id,
                 channel_id=channel_id,
+                reason=reason,
             )
             return
         self._chain.append(
@@ -459,7 +467,7 @@ class SqlTransaction:
             occurred_at=self.now,
         )
 
-    def decide(self, kind: DecisionKind, actor: Actor) -> None:
+    def decide(self, kind: DecisionKind, actor: Actor, *, reason: str = "") -> None:
         request = self._present()
         self._connection.execute(
             insert(decisions).values(
@@ -469,6 +477,7 @@ class SqlTransaction:
                 actor_name=actor.name,
                 actor_team=actor.team_id,
                 decided_at=self.now,
+                reason=reason,
             )
         )
         self._request = self._reread(request.id)
@@ -495,7 +504,7 @@ class SqlTransaction:
                 message_ts=notice.message_ts,
                 response_url=notice.response_url,
                 created_at=self.now,
-                not_after=self.now + NOTICE_LIFETIME[notice.kind],
+                not_after=notice.not_after or self.now + NOTICE_LIFETIME[notice.kind],
                 next_attempt_at=self.now,
             )
         )
@@ -648,7 +657,7 @@ def _select_request(connection: Connection, request_id: int, *, lock: bool = Fal
 
 
 _TEXT_LISTS: Final = {"approvers", "not_counted"}
-_ORDERS: Final = {"order", "order_now"}
+_ORDERS: Final = {"order", "order_now", "order_approved"}
 
 
 def _to_sql(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -675,6 +684,7 @@ def _decision(row: RowMapping) -> Decision:
         kind=DecisionKind(row["kind"]),
         actor=Actor(id=row["actor_id"], name=row["actor_name"], team_id=row["actor_team"]),
         decided_at=row["decided_at"],
+        reason=row["reason"],
     )
 
 
@@ -696,6 +706,7 @@ def _from_row(row: RowMapping, made: tuple[Decision, ...]) -> CancelRequest:
         order=load_order(row["order"]) if row["order"] else None,
         order_now=load_order(row["order_now"]) if row["order_now"] else None,
         quote=load_quote(row["quote"]) if row["quote"] else None,
+        order_approved=load_order(row["order_approved"]) if row["order_approved"] else None,
         approval_rule=parse_tier(row["approval_rule"]) if row["approval_rule"] else None,
         approvers=_text_list(row["approvers"]),
         not_counted=_text_list(row["not_counted"]),

@@ -2,11 +2,22 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from bot.domain.audit import Actor, Reason
 from bot.domain.cancel_request import CancelRequest, Decision, DecisionKind, State
 from bot.domain.order import Order
 from bot.domain.tiers import Requirement, Tier, requirement
+
+MAX_REASON_CHARS: Final = 1000
+"""Of a decision's reason: what a card shows whole."""
+
+
+def reason_fault(kind: DecisionKind, reason: str) -> Reason | None:
+    """What is wrong with what somebody filled in as the reason of a decision, or None. Only a denial needs one."""
+    if len(reason) > MAX_REASON_CHARS:
+        return Reason.REASON_TOO_LONG
+    return Reason.NO_REASON if kind is DecisionKind.DENY and not reason.strip() else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +91,17 @@ class ApprovalPolicy:
             for each in request.decided(DecisionKind.APPROVE)
             if self._decision_bar(request, each.actor, each.kind) is None
             and self._approval_bar(request, each.actor) is None
+        )
+
+    def may_still_approve(self, request: CancelRequest) -> tuple[str, ...]:
+        """The ids of those whose approval would count now and is not there yet: on the card, and on today's list."""
+        people = (Actor(id=person_id, team_id=request.team_id) for person_id in request.approvers)
+        return tuple(
+            person.id
+            for person in people
+            if not request.has_approved(person.id)
+            and self._decision_bar(request, person, DecisionKind.APPROVE) is None
+            and self._approval_bar(request, person) is None
         )
 
     def is_enough(self, request: CancelRequest) -> bool:

@@ -45,6 +45,7 @@ class Action(StrEnum):
     COMMAND_REFUSED = "command.refused"  #: moves nothing
     APPROVAL_RECORDED = "approval.recorded"  #: moves nothing
     APPROVAL_REFUSED = "approval.refused"  #: moves nothing
+    REMINDER_SENT = "reminder.sent"  #: moves nothing
     ORDER_CHANGED = "order.changed"  #: moves nothing
     ORDER_UNSEEN = "order.unseen"  #: moves nothing
     REFRESH_FAILED = "refresh.failed"  #: moves nothing
@@ -92,6 +93,9 @@ class Reason(StrEnum):
     NOT_THE_REQUESTER = "not_the_requester"
     UNKNOWN_REQUEST = "unknown_request"
     UNKNOWN_BUTTON = "unknown_button"
+    UNKNOWN_FORM = "unknown_form"
+    NO_REASON = "no_reason"  # the form asks for one
+    REASON_TOO_LONG = "reason_too_long"
     NOT_YET_PENDING = "not_yet_pending"
     ALREADY_APPROVED = "already_approved"  # by the same person
     ALREADY_DECIDED = "already_decided"
@@ -127,7 +131,7 @@ class AuditEvent:
     market: str | None = None
     team_id: str | None = None
     channel_id: str | None = None
-    reason: str | None = None  #: why, in the words of the person who asked
+    reason: str | None = None  #: why, in the words of the person who asked or decided
     trigger_id: str | None = None  #: Slack's id of the delivery
     details: Mapping[str, Json] = field(default_factory=dict)
 

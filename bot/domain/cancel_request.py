@@ -104,6 +104,7 @@ class Decision:
     kind: DecisionKind
     actor: Actor
     decided_at: datetime
+    reason: str = ""  #: why, in their own words, where they said so
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,6 +134,7 @@ class CancelRequest:
     decisions: tuple[Decision, ...] = ()
     not_counted: tuple[str, ...] = ()  #: ids of those whose approval did not count when the latest one came
     approved_at: datetime | None = None
+    order_approved: Order | None = None  #: the order at the latest look before the last approval that was needed
     send_before: datetime | None = None  #: a DELETE that has not surely left by then is not sent any more
 
     # What is known of the cancel
@@ -163,6 +165,7 @@ class CancelRequest:
     card_ts: str | None = None
     card_shown_revision: int = -1
     card_attempts: int = 0
+    reminded_at: datetime | None = None  #: the one reminder in the thread was due, and was left to be posted
     said_state: State | None = None  #: the last verdict told in the thread
     response_url: str | None = None  #: until the first private answer has used it
 

@@ -9,7 +9,7 @@
     │   └── WrongRevision     the database is older or newer than this program
     └── MessengerError
         ├── CannotPost        Slack says no, and will say no again (`error` is Slack's word)
-        └── TryLater          Slack is away, slow or limits us (`retry_after_s`)
+        └── TryLater          Slack is away, slow or limits us (`retry_after_s`; `nothing_done` if that is certain)
 
 What the exchange answers is no exception but a value: see `bot.domain.answer`.
 """
@@ -54,7 +54,8 @@ class CannotPost(MessengerError):
 
 
 class TryLater(MessengerError):
-    def __init__(self, cause: str, *, retry_after_s: float = 0.0) -> None:
+    def __init__(self, cause: str, *, retry_after_s: float = 0.0, nothing_done: bool = False) -> None:
         super().__init__(cause)
         self.cause = cause
         self.retry_after_s = retry_after_s
+        self.nothing_done = nothing_done

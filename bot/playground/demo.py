@@ -294,11 +294,16 @@ class _Conversation:
         self._check("the exchange shows the order canceled", self._exchange.order(uuid)["state"] == "cancel")
 
     def _denial(self) -> None:
-        self._title("dana asks for another order, and ben denies")
+        self._title("dana asks for another order, and ben denies with a reason")
         uuid = self._exchange.place(market="KRW-ETH", price="4000000", volume="2.5")
         card = self._ask(2, uuid)
-        self._slack.click(BEN.id, card, "deny")
-        self._ended(card, "Cancel request #2: denied, nothing was sent", "Denied by @ben: nothing was sent to Upbit.")
+        self._slack.click(BEN.id, card, "deny_with_reason")
+        form = self._slack.wait_for(lambda slack: slack.views(BEN.id), timeout_s=STEP_WITHIN_S)[-1]
+        self._screen.show()
+        self._check("a form that is open has denied nothing", headline_of(self._slack, card).startswith("Cancel this"))
+        self._slack.submit_view(BEN.id, form, {"reason": "the desk still wants it"})
+        verdict = "Denied by @ben: nothing was sent to Upbit. Their reason: `the desk still wants it`."
+        self._ended(card, "Cancel request #2: denied, nothing was sent", verdict)
         self._check("a denied request sends nothing", not self._exchange.deletes(uuid))
         self._check("the denied order stays open", self._exchange.order(uuid)["state"] == "wait")
 
@@ -340,6 +345,8 @@ class _Conversation:
         for number, actions in ((1, approved), (2, denied), (3, approved)):
             found = [action for request_id, action in told if request_id == number]
             self._check(f"the audit tells request #{number} from its beginning to its end", found == actions)
+        reasons = [event["reason"] for event in events if event["action"] == "request.denied"]
+        self._check("the audit has why ben denied", reasons == ["the desk still wants it"])
         refusals = [event["details"]["reason"] for event in events if event["action"] == "approval.refused"]
         self._check(
             "the audit has every click that did not count",

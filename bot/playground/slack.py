@@ -264,6 +264,14 @@ class SlackWorkspace:
             return dataclasses.replace(answer, status="invalid_view_response", text=str(error))
         return answer
 
+    def close_view(self, user: str, view: View) -> None:
+        """Close a modal without submitting it; the bot hears nothing of it."""
+        person, current = self._present(user), self._on_screen(view)
+        assert isinstance(current, View)
+        assert current.user == user, f"{person.name} does not have this dialog open"
+        self._board.note(f'{person.name} closes the dialog "{current.title}"')
+        self._board.show(dataclasses.replace(current, is_open=False))
+
     def sign(self, body: bytes, timestamp: int) -> str:
         """The value of X-Slack-Signature."""
         return self._deliveries.sign(body, timestamp)

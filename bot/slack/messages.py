@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
 
+from bot.domain.approval import MAX_REASON_CHARS
 from bot.domain.audit import Reason
 from bot.domain.cancel_request import (
     VERDICT_STATES,
@@ -31,6 +32,7 @@ from bot.domain.tiers import remaining_value
 
 ACTION_APPROVE: Final = "approve"
 ACTION_DENY: Final = "deny"
+ACTION_DENY_WITH_REASON: Final = "deny_with_reason"
 ACTION_WITHDRAW: Final = "withdraw"
 EVENT_TYPE: Final = "cancel_request"
 
@@ -286,6 +288,30 @@ def unknown_button() -> str:
     )
 
 
+def unknown_form() -> str:
+    return (
+        "This version of the bot does not know that form, so what you filled in was not read, and nothing was done. "
+        "Close it, and begin again from the card or with `/cancel`."
+    )
+
+
+def no_reason() -> str:
+    return "Nothing was done yet: say why, or go back and press Deny, which needs no reason."
+
+
+def reason_too_long() -> str:
+    return f"Nothing was done yet: this is too long. Say it in at most {MAX_REASON_CHARS:,} characters."
+
+
+def denying(request: CancelRequest) -> str:
+    """What a form is about that asks why somebody denies."""
+    order = request.order_now or request.order
+    return (
+        f"{mention(request.requester.id)} asks for {_what_is_canceled(order) if order else 'an order'} to be canceled. "
+        f"Denying ends request #{request.id} at once, and nothing is sent to Upbit."
+    )
+
+
 # --- Private notices ------------------------------------------------------------------------------------------------
 
 
@@ -319,8 +345,18 @@ def _quoted(request: CancelRequest) -> str:
     return f" Upbit said: {literal(request.said, SAID_CHARS)}." if request.said else ""
 
 
+def form_not_opened(request: CancelRequest | None) -> str:
+    number = f" request #{request.id}" if request else ""
+    return (
+        f"Slack did not open the form for{number or ' this'}, so nothing was done. Press the button again; or press "
+        "*Deny*, which denies at once and needs no form."
+    )
+
+
 def click_refused(reason: Reason, request: CancelRequest | None) -> str:
     """Why a click does not count. Who came too late is told who was first, and when."""
+    if reason is Reason.UNKNOWN_FORM:
+        return unknown_form()
     if request is None or reason is Reason.UNKNOWN_REQUEST:
         return _unknown_request()
     sentence = _CLICK_REFUSALS.get(reason)
@@ -412,6 +448,8 @@ _CLICK_REFUSALS: Final[Mapping[Reason, Callable[[CancelRequest], str]]] = {
     Reason.NOT_THE_REQUESTER: _not_the_requester,
     Reason.OTHER_WORKSPACE: _request_of_another_workspace,
     Reason.UNKNOWN_BUTTON: lambda _request: unknown_button(),
+    Reason.NO_REASON: lambda _request: no_reason(),
+    Reason.REASON_TOO_LONG: lambda _request: reason_too_long(),
     Reason.NOT_YET_PENDING: _not_yet_pending,
     Reason.EXPIRED: _expired_before_click,
     Reason.ALREADY_APPROVED: _already_approved,
@@ -451,7 +489,12 @@ def card(request: CancelRequest, *, notify: Sequence[str], is_new: bool = False)
             f"*Not seen since* {when(request.unseen_since)}: Upbit does not show the order now. Look for it there "
             "before you decide."
         )
-    moved = _changes(request) if pending and request.order_now != request.order else ""
+    filled = _filled_since(request)
+    if filled and not pending:
+        lines.append(filled)
+    moved = ""
+    if pending and request.order_now != request.order:
+        moved = "\n".join(filter(None, [filled, _changes(request)]))
     called = f"For your attention: {_people(notify)}" if pending and notify else ""
 
     blocks = [_header(headline), _section(story), *_fields(facts), _section(reason), _section("\n".join(lines))]
@@ -638,35 +681,74 @@ def _buttons(request: CancelRequest, order: Order | None) -> Block:
         },
     }
     deny = {"type": "button", "action_id": ACTION_DENY, "value": value, "text": _plain("Deny")}
+    explain = {
+        "type": "button",
+        "action_id": ACTION_DENY_WITH_REASON,
+        "value": value,
+        "text": _plain("Deny with a reason…"),
+    }
     # Slack shows a message's buttons to everyone alike, so the button itself says whose it is.
     withdraw = {"type": "button", "action_id": ACTION_WITHDRAW, "value": value, "text": _plain("Withdraw (who asked)")}
-    return {"type": "actions", "elements": [approve, deny, withdraw]}
+    return {"type": "actions", "elements": [approve, deny, explain, withdraw]}
 
 
 def _confirmation(order: Order | None) -> str:
     if order is None:
         return "This cannot be undone."
+    return (
+        f"This cannot be undone. {_side(order)} on {word(order.market)}: Upbit is asked to cancel "
+        f"{_what_is_left(order)}."
+    )
+
+
+def _what_is_canceled(order: Order) -> str:
+    return f"{_what_is_left(order)} ({_side(order)} on {word(order.market)})"
+
+
+def _what_is_left(order: Order) -> str:
     if order.remaining_volume is not None:
-        what = f"the remaining {amount(order.remaining_volume, order.base_currency)}"
-    elif order.volume is not None:
-        what = f"what remains of {amount(order.volume, order.base_currency)}"
-    elif order.price is not None and order.price_is_total:
-        what = f"what remains of the total of {amount(order.price, order.quote_currency)}"
-    else:
-        what = "what remains of the order"
-    return f"This cannot be undone. {_side(order)} on {word(order.market)}: Upbit is asked to cancel {what}."
+        return f"the remaining {amount(order.remaining_volume, order.base_currency)}"
+    if order.volume is not None:
+        return f"what remains of {amount(order.volume, order.base_currency)}"
+    if order.price is not None and order.price_is_total:
+        return f"what remains of the total of {amount(order.price, order.quote_currency)}"
+    return "what remains of the order"
 
 
 def _what_buttons_do(request: CancelRequest) -> str:
     missing = request.approvals_required - len(request.counted())
     approve = "sends the cancel to Upbit" if missing <= 1 else "counts as one approval"
     return (
-        f"*Approve* asks once more, then {approve}. *Deny* ends the request at once; nothing is sent. *Withdraw* does "
-        f"the same, and is for {mention(request.requester.id)} only."
+        f"*Approve* asks once more, then {approve}. *Deny* ends the request at once; nothing is sent. *Deny with a "
+        "reason…* asks why first, and shows it here. *Withdraw* ends the request, too, and is for "
+        f"{mention(request.requester.id)} only."
     )
 
 
 # --- The thread -----------------------------------------------------------------------------------------------------
+
+
+def reminder(request: CancelRequest, *, may_still_approve: Sequence[str], notify: Sequence[str]) -> Message:
+    """One line in the thread, half-way to the expiry. It calls those of `notify`; without any, who may still approve.
+
+    Who has done their part is not called, nor who asked, unless they may approve it themselves.
+    """
+    missing = max(1, request.approvals_required - len(request.counted()))
+    until = f" and expires {when(request.expires_at)}" if request.expires_at else ""
+    waits = f"Request #{request.id} still needs {_approvals(missing)}{until}; see the card above."
+    if notify:
+        count = len(may_still_approve)
+        may = f"{count} {'person' if count == 1 else 'people'} may still approve it."
+        called = [each for each in notify if each in may_still_approve or not _has_done_their_part(request, each)]
+        call = f" For your attention: {_people(called)}." if called else ""
+    else:
+        may, call = f"May still approve it: {_people(may_still_approve)}.", ""
+    line = f"{waits} {may}{call}"
+    return Message(text=line, blocks=[_section(line)])
+
+
+def _has_done_their_part(request: CancelRequest, person_id: str) -> bool:
+    return person_id == request.requester.id or request.has_approved(person_id)
 
 
 def thread_message(request: CancelRequest, *, notify: Sequence[str]) -> Message | None:
@@ -677,7 +759,7 @@ def thread_message(request: CancelRequest, *, notify: Sequence[str]) -> Message 
     people = _people_of(request, notify)
     order = request.order_now or request.order
     facts = [(label, value) for _, label, value in _facts(order)] if order else []
-    changes = _changes(request)
+    changes = "\n".join(filter(None, [_filled_since(request), _changes(request)]))
 
     blocks = [_section(f"{verdict}\n{people}")]
     spoken = [verdict, people]
@@ -723,6 +805,32 @@ def _changes(request: CancelRequest) -> str:
     return "\n".join(["*Changed since the request was opened:*", *lines])
 
 
+def _filled_since(request: CancelRequest) -> str:
+    """What the looks showed filled since the request was opened, before and after the approval; empty where nothing."""
+    since = _filled_between(request.order, request.order_now)
+    if not since or request.order is None:
+        return ""
+    currency = request.order.base_currency
+    told = f"*{amount(since, currency)} filled since the request*"
+    if request.order_approved is None:
+        return f"{told}."
+    before = _filled_between(request.order, request.order_approved)
+    after = _filled_between(request.order_approved, request.order_now)
+    if before is None or after is None:
+        return f"{told}."
+    if not before or not after:
+        return f"{told}, all of it seen {'after' if after else 'before'} the approval."
+    return f"{told}: {amount(before, currency)} seen before the approval, {amount(after, currency)} after it."
+
+
+def _filled_between(earlier: Order | None, later: Order | None) -> Decimal | None:
+    """None where a look does not tell it, or tells less than an earlier one."""
+    if earlier is None or later is None or earlier.executed_volume is None or later.executed_volume is None:
+        return None
+    filled = later.executed_volume - earlier.executed_volume
+    return filled if filled >= 0 else None
+
+
 def _seen_later(request: CancelRequest) -> bool:
     if request.looked_at is None or request.opened_at is None:
         return request.order_now != request.order
@@ -758,7 +866,8 @@ def _approved(request: CancelRequest) -> str:
 def _denied(request: CancelRequest) -> str:
     denials = request.decided(DecisionKind.DENY)
     by = f" by {mention(denials[-1].actor.id)}" if denials else ""
-    return f"*Denied*{by}: nothing was sent to Upbit."
+    why = f" Their reason: {literal(denials[-1].reason, REASON_CHARS)}." if denials and denials[-1].reason else ""
+    return f"*Denied*{by}: nothing was sent to Upbit.{why}"
 
 
 def _withdrawn(request: CancelRequest) -> str:

@@ -1,6 +1,7 @@
 """Speaks to Slack: cards, summaries and private lines, with Slack's errors sorted into the two that matter."""
 
 import logging
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -61,6 +62,15 @@ TOKEN_ERRORS: Final = frozenset({"account_inactive", "invalid_auth", "not_authed
 NO_MESSAGE_TS: Final = "1.000001"
 """Older than Slack."""
 
+OPEN_VIEW_TIMEOUT_S: Final = 1.5
+"""A listener waits for this call, and Slack for the listener: 3 s in all, which is also how long a trigger_id lives."""
+
+MAX_OPENING: Final = 8
+"""Forms under way to Slack: where it is slow, the other threads go on taking clicks."""
+
+OPENED_BEFORE: Final = "exchanged_trigger_id"
+"""An earlier delivery of the same click has opened the view."""
+
 CARD_NAMESPACE: Final = uuid.UUID("7f4c1c0e-3d0b-5f0c-9a51-2f4f6f1f8f5e")
 
 
@@ -79,6 +89,10 @@ class Notifier:
     def __init__(self, *, token: str, api_url: str, notify: Sequence[str], timeout_s: int = TIMEOUT_S) -> None:
         # No retry handlers: slack_sdk's would post twice when an answer is lost. The row's due time retries.
         self._client = WebClient(token=token, base_url=api_url, timeout=timeout_s, retry_handlers=[])
+        # urllib takes a fraction of a second, whatever slack_sdk's annotation says.
+        urgent: Any = OPEN_VIEW_TIMEOUT_S
+        self._urgent_client = WebClient(token=token, base_url=api_url, timeout=urgent, retry_handlers=[])
+        self._opening = threading.BoundedSemaphore(MAX_OPENING)
         self._notify = tuple(notify)
         self._timeout_s = timeout_s
         self._pace = Pace()
@@ -122,6 +136,18 @@ class Notifier:
         ts: str = answer["ts"]
         return ts
 
+    def post_reminder(self, request: CancelRequest, *, may_still_approve: Sequence[str]) -> None:
+        """Raises CannotPost, TryLater."""
+        assert request.card_channel_id is not None
+        reminder = messages.reminder(request, may_still_approve=may_still_approve, notify=self._notify)
+        self._call_in_turn(
+            request.id,
+            self._client.chat_postMessage,
+            channel=request.card_channel_id,
+            thread_ts=request.card_ts,
+            **_content(reminder),
+        )
+
     def tell(self, notice: Notice) -> None:
         """By the response_url, else as an ephemeral message, else as a direct message. Raises CannotPost, TryLater."""
         text = self._line(notice)
@@ -160,6 +186,18 @@ class Notifier:
             return None
         return messages.permalink(self._workspace_url, request.card_channel_id, request.card_ts)
 
+    def open_view(self, trigger_id: str, view: dict[str, Any]) -> None:
+        """Open a form before the person whose click or command this was, once. Raises CannotPost, TryLater."""
+        if not self._opening.acquire(blocking=False):
+            raise TryLater("too_many_forms", nothing_done=True)
+        try:
+            _call(self._urgent_client.views_open, trigger_id=trigger_id, view=view)
+        except TryLater as error:
+            if error.cause != OPENED_BEFORE:
+                raise
+        finally:
+            self._opening.release()
+
     def _call_in_turn(
         self, request_id: int, method: Callable[..., SlackResponse], *, channel: str, **arguments: Any
     ) -> SlackResponse:
@@ -167,7 +205,7 @@ class Notifier:
         place = (method.__name__, channel)
         wait_s = self._pace.wait_s(place, request_id)
         if wait_s > 0:
-            raise TryLater("not_our_turn", retry_after_s=wait_s)
+            raise TryLater("not_our_turn", retry_after_s=wait_s, nothing_done=True)
         try:
             return _call(method, channel=channel, **arguments)
         except TryLater as error:
@@ -192,6 +230,8 @@ class Notifier:
             case NoticeKind.CLICK_REFUSED:
                 assert notice.reason is not None
                 return messages.click_refused(notice.reason, request)
+            case NoticeKind.FORM_NOT_OPENED:
+                return messages.form_not_opened(request)
             case NoticeKind.STILL_READING if request is not None:
                 return messages.still_reading(request)
             case NoticeKind.REQUEST_REFUSED if request is not None:
@@ -226,7 +266,8 @@ def _sorted(error: SlackApiError, *, permanent: frozenset[str]) -> CannotPost | 
     word = str(answer.get("error") or "unknown_error")
     if answer.status_code == HTTPStatus.OK and word in permanent:
         return CannotPost(word)
-    return TryLater(word, retry_after_s=_retry_after_s(answer.headers))
+    is_limited = answer.status_code == HTTPStatus.TOO_MANY_REQUESTS
+    return TryLater(word, retry_after_s=_retry_after_s(answer.headers), nothing_done=is_limited)
 
 
 def _retry_after_s(headers: Any) -> float:

@@ -202,6 +202,10 @@ class FaultyNotifier(Notifier):
         with self.faults.around("slack.post_verdict"):
             return super().post_verdict(request)
 
+    def post_reminder(self, request: CancelRequest, *, may_still_approve: Sequence[str]) -> None:
+        with self.faults.around("slack.post_reminder"):
+            super().post_reminder(request, may_still_approve=may_still_approve)
+
     def tell(self, notice: Notice) -> None:
         with self.faults.around("slack.tell"):
             super().tell(notice)

@@ -92,6 +92,7 @@ APPROVERS: Final = frozenset({APPROVER.id, SECOND.id, THIRD.id})
 ONE_MARKET, TWO_MARKET = "KRW-BTC", "KRW-ETH"
 GUEST: Final = Actor(id=APPROVER.id, name="Guest", team_id="T0OTHER")
 OPERATOR: Final = Actor(id="cli:operator")
+WHY: Final = "the desk still wants it"
 OPEN_CHANNEL: Final = "C0DESK"
 CLOSED_CHANNEL: Final = "C0CLOSED"
 
@@ -364,6 +365,7 @@ class Event:
     at: datetime
     details: dict[str, Any]
     listed: frozenset[str]  #: who was on the allowlist of the replica that wrote it
+    reason: str | None
 
 
 def _is_whose(story: Story, by: str) -> bool:
@@ -385,7 +387,11 @@ IS_TRUE: Final[dict[Action, Callable[[Story, Event, str], bool]]] = {
         event.actor != story.command.requester.id and not story.decided and event.at < story.expires_at
     ),
     Action.REQUEST_DENIED: lambda story, event, _nonce: (
-        event.actor in event.listed and event.team == HOME and not story.decided and event.at < story.expires_at
+        event.actor in event.listed
+        and event.team == HOME
+        and not story.decided
+        and event.at < story.expires_at
+        and event.reason in {None, WHY}
     ),
     Action.REQUEST_WITHDRAWN: lambda story, event, _nonce: (
         event.actor == story.command.requester.id and not story.decided and event.at < story.expires_at
@@ -617,6 +623,16 @@ class ModelSlack:
         self._answer()
         return self._next_ts()
 
+    def post_reminder(self, request: CancelRequest, *, may_still_approve: Sequence[str]) -> None:
+        stage = self._stage
+        self._call()
+        story = stage.stories[request.id]
+        assert stage.now - story.created_at >= TO_DECIDE / 2, f"{story} is brought to mind too early"
+        assert set(may_still_approve) <= APPROVERS - {story.command.requester.id}, "somebody is called who may not act"
+        stage.reminders[request.id] += 1
+        assert stage.reminders[request.id] == 1, f"{story} is brought to mind twice"
+        self._answer()
+
     def tell(self, notice: Notice) -> None:
         self._call()
         self._stage.lines.append(notice)
@@ -675,6 +691,7 @@ class Stage:
         self.leases: dict[int, Lease] = {}
         self.cards: dict[tuple[str, str], tuple[int, State]] = {}
         self.verdicts: Counter[tuple[int, State]] = Counter()
+        self.reminders: Counter[int] = Counter()
         self.lines: list[Notice] = []
         self.acting = Acting()
         self.plan()
@@ -778,8 +795,11 @@ class Stage:
         """A press on a card of that request."""
         copies = [place for place, (request_id, _) in self.cards.items() if request_id == story.id]
         channel_id, ts = copies[copy_ % len(copies)] if copies else (story.command.channel_id, None)
+        is_form = kind is DecisionKind.DENY and copy_ % 2 == 0
         return Click(
             kind=kind,
+            is_form=is_form,
+            reason=WHY if is_form else "",
             request_id=story.id,
             actor=actor,
             team_id=HOME,
@@ -815,12 +835,13 @@ class Stage:
 
     def _take(self, row: Any) -> None:
         event = Event(
-            Action(row["action"]),
-            row["actor"],
-            row["actor_team"],
-            row["occurred_at"],
-            json.loads(row["details"]),
-            self.listed_by(self.acting.owner),
+            action=Action(row["action"]),
+            actor=row["actor"],
+            team=row["actor_team"],
+            at=row["occurred_at"],
+            details=json.loads(row["details"]),
+            listed=self.listed_by(self.acting.owner),
+            reason=row["reason"],
         )
         if event.action is not Action.REQUEST_CREATED:
             if row["request_id"] is not None:

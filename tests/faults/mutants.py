@@ -227,6 +227,42 @@ MUTANTS: Final = (
         tests="tests/test_workflow.py",
     ),
     Mutant(
+        name="a form decides without the policy",
+        file=WORKFLOW,
+        right="        refusal = self._click_refusal(tx, click)\n        if refusal is not None and _is_repeated(",
+        wrong="        refusal = None if click.is_form else self._click_refusal(tx, click)\n"
+        "        if refusal is not None and _is_repeated(",
+        tests="tests/test_decision_forms.py -k 'not postgresql'",
+    ),
+    Mutant(
+        name="a form opens for everybody",
+        file=LISTENERS,
+        right="        if answer.refusal is not None or answer.request is None:\n",
+        wrong="        if answer.request is None:\n",
+        tests="tests/test_listeners.py",
+    ),
+    Mutant(
+        name="a form that was delivered again is refused",
+        file=WORKFLOW,
+        right="        if refusal is not None and _is_repeated(tx.request, click):\n",
+        wrong="        if refusal is None and _is_repeated(tx.request, click):\n",
+        tests="tests/test_decision_forms.py -k 'not postgresql'",
+    ),
+    Mutant(
+        name="a reminder whose answer was lost is posted again",
+        file=WORKFLOW,
+        right="            if error.nothing_done:\n",
+        wrong="            if error.cause:\n",
+        tests="tests/test_reminder.py -k 'not postgresql'",
+    ),
+    Mutant(
+        name="who stood still reminds once more",
+        file=STORE,
+        right="            owned = and_(notices.c.fence == notice.fence, notices.c.next_attempt_at.is_not(None))\n",
+        wrong="            owned = notices.c.id == notice.id\n",
+        tests="tests/test_reminder.py -k 'not postgresql'",
+    ),
+    Mutant(
         name="what is not known counts as small",
         file=TIERS,
         right="return self.over is None or value is None or value > self.over",
