@@ -4,6 +4,7 @@ import itertools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, Literal, TypeVar, cast
@@ -16,6 +17,7 @@ from bot.domain.answer import Call, CancelAnswer, Found, FoundOrders, LookAnswer
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Action, Actor
 from bot.domain.cancel_request import CancelRequest, DecisionKind
+from bot.domain.errors import NothingDone
 from bot.domain.order import Order
 from bot.domain.quote import BestPrices, NoPrices
 from bot.workflow import CancelWorkflow, Click, Command, Notice
@@ -212,6 +214,14 @@ def at_once(*tasks: Callable[[], T]) -> list[T | Exception]:
 
     with ThreadPoolExecutor(len(tasks)) as threads:
         return list(threads.map(run, tasks))
+
+
+def insist(act: Callable[[], T]) -> T:
+    """What it returns, tried again while the database is too busy to take it, as people and the worker do."""
+    for _ in range(20):
+        with suppress(NothingDone):
+            return act()
+    return act()
 
 
 def execute(database: Database, *statements: str) -> None:

@@ -16,6 +16,7 @@ from builders import (
     at_once,
     click,
     create_pending,
+    insist,
     present,
     rows,
     workflow,
@@ -193,7 +194,9 @@ def test_a_form_of_another_version_decides_nothing_and_is_audited(desk: Desk) ->
 
 def test_two_forms_at_the_same_instant_have_one_outcome(desk: Desk) -> None:
     """Two approvers write their reasons; one of them is told who was first."""
-    answers = at_once(lambda: desk.submit("mine"), lambda: desk.submit("theirs", SECOND))
+    answers = at_once(
+        lambda: insist(lambda: desk.submit("mine")), lambda: insist(lambda: desk.submit("theirs", SECOND))
+    )
 
     refusals = [answer.refusal for answer in answers if isinstance(answer, ClickAnswer)]
     assert sorted(map(str, refusals)) == ["None", "already_decided"]
@@ -208,7 +211,8 @@ def test_a_click_in_the_second_of_the_expiry_has_one_outcome(desk: Desk, kind: D
     with desk.store.transaction(desk.id) as tx:
         tx.change(next_attempt_at=tx.now)
     clicked, _ = at_once(
-        lambda: desk.workflow.click(click(desk.id, kind=kind)), lambda: str(desk.workflow.advance(desk.id))
+        lambda: insist(lambda: desk.workflow.click(click(desk.id, kind=kind))),
+        lambda: str(insist(lambda: desk.workflow.advance(desk.id))),
     )
     desk.clock.advance(1)
     desk.workflow.advance(desk.id)

@@ -19,6 +19,7 @@ from builders import (
     at_once,
     click,
     command,
+    insist,
     order,
     present,
 )
@@ -94,9 +95,9 @@ class Desk:
         """Do what is due now, on two replicas at the same instant."""
         bots = (self.bot(), self.bot())
         for job in self.store.due(limit=10).exchange:
-            at_once(*[lambda bot=bot, job=job: bot.advance(job) for bot in bots])
+            at_once(*[lambda bot=bot, job=job: insist(lambda: bot.advance(job)) for bot in bots])
         for job in self.store.due(limit=10).notices:
-            at_once(*[lambda bot=bot, job=job: bot.deliver(job) for bot in bots])
+            at_once(*[lambda bot=bot, job=job: insist(lambda: bot.deliver(job)) for bot in bots])
 
     def wait(self, minutes: float) -> None:
         """Let the time pass at one go, and then work."""
