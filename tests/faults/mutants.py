@@ -159,7 +159,7 @@ MUTANTS: Final = (
         file=APPROVAL,
         right="            if self._decision_bar(request, each.actor, each.kind) is None\n            and ",
         wrong="            if ",
-        tests="tests/test_domain.py tests/test_workflow.py",
+        tests="tests/test_domain.py tests/test_workflow.py -k 'lists_of_the_day or was_taken_off'",
     ),
     Mutant(
         name="a second click of one person is an approval",
@@ -177,14 +177,14 @@ MUTANTS: Final = (
         "                tx.move(Action.REQUEST_APPROVED, actor=click.actor, due_in_s=0, send_before=send_before)\n"
         "                return None\n"
         "            return self._refuse_click(tx, click, refusal)\n",
-        tests="tests/test_workflow.py -k approv",
+        tests="tests/test_workflow.py -k one_person_never_counts_twice",
     ),
     Mutant(
         name="who asked is counted among those who could approve",
         file=APPROVAL,
         right="        barred = frozenset() if self.self_approval else frozenset({requester.id})\n",
         wrong="        barred: frozenset[str] = frozenset()\n",
-        tests="tests/test_domain.py tests/test_workflow.py",
+        tests="tests/test_domain.py -k too_few_could_approve",
     ),
     Mutant(
         name="who asked counts as one of two",
@@ -194,7 +194,7 @@ MUTANTS: Final = (
         "        if is_second and actor.id == request.requester.id:\n"
         "            return None\n"
         "        return self._approval_bar(request, actor) or (",
-        tests="tests/test_domain.py tests/test_workflow.py",
+        tests="tests/test_workflow.py -k who_asked_is_not_one_of_two",
     ),
     Mutant(
         name="a denial after a first approval is ignored",
@@ -203,7 +203,7 @@ MUTANTS: Final = (
         wrong="        if kind is DecisionKind.DENY and request.decided(DecisionKind.APPROVE):\n"
         "            return Reason.ALREADY_DECIDED\n"
         "        if kind is not DecisionKind.APPROVE:\n            return None\n",
-        tests="tests/test_domain.py tests/test_workflow.py",
+        tests="tests/test_workflow.py -k one_denial_ends_it",
     ),
     Mutant(
         name="what a request needs is not frozen",
@@ -212,7 +212,7 @@ MUTANTS: Final = (
         wrong="        order = request.order_now or request.order\n"
         "        needed = self.requirement(order).approvals if order else request.approvals_required\n"
         "        return len(self.counting(request)) >= needed\n",
-        tests="tests/test_workflow.py",
+        tests="tests/test_workflow.py -k what_a_request_needs_is_frozen",
     ),
     Mutant(
         name="superseded by what a list says, without a look",
@@ -224,7 +224,7 @@ MUTANTS: Final = (
         "                with self._store.transaction(each.request_id) as tx:\n"
         "                    tx.move(Action.REQUEST_SUPERSEDED, order_now=listed, ended_at=tx.now)\n"
         "        looked = 0\n        for request_id in others[:REFRESH_LOOKS]:\n",
-        tests="tests/test_workflow.py",
+        tests="tests/test_workflow.py -k a_list_that_lies",
     ),
     Mutant(
         name="a form decides without the policy",
