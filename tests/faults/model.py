@@ -967,6 +967,7 @@ REQUESTERS: Final = st.sampled_from((REQUESTER, REQUESTER, APPROVER))
 CLICKERS: Final = st.sampled_from((APPROVER, SECOND, SECOND, THIRD, REQUESTER, STRANGER, GUEST))
 MARKETS: Final = st.sampled_from((ONE_MARKET, ONE_MARKET, TWO_MARKET))
 REMOVED: Final = st.sampled_from((None, None, APPROVER, SECOND, THIRD))
+DECIDERS: Final = st.sampled_from((APPROVER, SECOND, THIRD))
 KINDS: Final = st.sampled_from((*(DecisionKind.APPROVE,) * 5, DecisionKind.DENY, DecisionKind.WITHDRAW))
 ORDERS: Final = st.sampled_from((*("wait",) * 6, "done", "cancel", "unknown"))
 CHANNELS: Final = st.sampled_from((*(OPEN_CHANNEL,) * 9, CLOSED_CHANNEL))
@@ -998,9 +999,11 @@ class Histories(RuleBasedStateMachine):
         if sys.exc_info()[0] is None:
             self.stage.calm()
 
-    @initialize(target=requests, requester=REQUESTERS, market=MARKETS)
-    def begin(self, *, requester: Actor, market: str) -> Story | MultipleResults[Story]:
-        """Each history begins with a request that waits for approval."""
+    @initialize(target=requests, requester=REQUESTERS, market=MARKETS, removed=REMOVED)
+    def begin(self, *, requester: Actor, market: str, removed: Actor | None) -> Story | MultipleResults[Story]:
+        """Each history begins with a request that waits for approval, perhaps by fewer people than there are."""
+        if removed is not None:
+            self.restart_with_another_list(replica=0, removed=removed)
         begun = self.ask(
             state="wait", market=market, requester=requester, channel_id=OPEN_CHANNEL, replica=0, strike=None
         )
@@ -1078,6 +1081,35 @@ class Histories(RuleBasedStateMachine):
         for actor in (SECOND, THIRD)[: story.needs]:
             self.click(story=story, actor=actor, kind=DecisionKind.APPROVE, copy_=0, replica=replica, strike=None)
         self.advance(story=story, patient=False, replica=replica, reply=reply, strike=strike)
+
+    @precondition(lambda self: any(story.needs > 1 for story in self._in(State.PENDING)))
+    @rule(
+        which=st.integers(0, 3),
+        first=DECIDERS,
+        removed=REMOVED,
+        second=DECIDERS,
+        kind=KINDS,
+        replica=REPLICAS,
+        strike=STRIKES,
+    )
+    def decide_in_turn(
+        self,
+        *,
+        which: int,
+        first: Actor,
+        removed: Actor | None,
+        second: Actor,
+        kind: DecisionKind,
+        replica: int,
+        strike: Strike | None,
+    ) -> None:
+        """Somebody approves what two must, perhaps somebody is taken off the allowlist, and then somebody decides."""
+        pending = [story for story in self._in(State.PENDING) if story.needs > 1]
+        story = pending[which % len(pending)]
+        self.click(story=story, actor=first, kind=DecisionKind.APPROVE, copy_=0, replica=replica, strike=None)
+        if removed is not None:
+            self.restart_with_another_list(replica=replica, removed=removed)
+        self.click(story=story, actor=second, kind=kind, copy_=0, replica=replica, strike=strike)
 
     @precondition(lambda self: any(story.needs > 1 for story in self._in(State.REQUESTED, State.PENDING)))
     @rule(replica=REPLICAS, removed=REMOVED)
