@@ -401,7 +401,8 @@ class _Drama:
             acts.append(partial(self._try, Wish(who=CARA, order=self.here.exchange.place(state="cancel"))))
         if scene.is_about(Action.COMMAND_REFUSED) or dice.random() < 0.15:
             acts.append(partial(self.here.ask, "my btc order"))
-        pending = self.here.ids_in(State.PENDING)
+        # Whose order has moved is left alone until the bot has seen so.
+        pending = self.here.ids_in(State.PENDING)[MOVED_AT_ONCE if scene.fate or scene.looks else 0 :]
         for request_id in pending[:3]:
             clicks = self._clicks(scene, dice, requester=None, by_two=dice.random() < 0.5)
             acts += [partial(self._try, replace(click, request_id=request_id)) for click in clicks]
