@@ -388,8 +388,10 @@ class _Drama:
 
     def _acts(self, scene: Round, dice: random.Random) -> list[Callable[[], object]]:
         """Several requests at a time, some of them new; what failed before comes first."""
+        # Whose order has moved is left alone until the bot has seen so.
+        is_left_alone = bool(scene.fate or scene.looks)
         with self._lock:
-            again, self._again = self._again, []
+            again, self._again = ([], self._again) if is_left_alone else (self._again, [])
         acts: list[Callable[[], object]] = [partial(self._try, wish) for wish in again]
         for is_decided in (True, True, dice.random() < 0.3):
             who = dice.choice((DANA, CARA, BEN))
@@ -401,8 +403,7 @@ class _Drama:
             acts.append(partial(self._try, Wish(who=CARA, order=self.here.exchange.place(state="cancel"))))
         if scene.is_about(Action.COMMAND_REFUSED) or dice.random() < 0.15:
             acts.append(partial(self.here.ask, "my btc order"))
-        # Whose order has moved is left alone until the bot has seen so.
-        pending = self.here.ids_in(State.PENDING)[MOVED_AT_ONCE if scene.fate or scene.looks else 0 :]
+        pending = self.here.ids_in(State.PENDING)[MOVED_AT_ONCE if is_left_alone else 0 :]
         for request_id in pending[:3]:
             clicks = self._clicks(scene, dice, requester=None, by_two=dice.random() < 0.5)
             acts += [partial(self._try, replace(click, request_id=request_id)) for click in clicks]
