@@ -56,9 +56,7 @@ def run() -> None:
 @main.command()
 def check() -> None:
     """Try the settings, the database, Slack and Upbit, without changing anything."""
-    from bot.app import build_upbit_client  # noqa: PLC0415
     from bot.database.migration import check_revision  # noqa: PLC0415
-    from bot.domain.answer import Found, Refused  # noqa: PLC0415
     from bot.domain.errors import StoreError  # noqa: PLC0415
 
     settings = _settings()
@@ -69,9 +67,7 @@ def check() -> None:
         wrong += fault is not None
         out.print(f"{'✗' if fault else '✓'} {what}: {fault or fine}")
 
-    most = max([settings.approvals_required, *(tier.approvals for tier in settings.approval_tiers)])
-    needed = f"{settings.approvals_required} to {most}" if most > settings.approvals_required else str(most)
-    report("settings", None, f"{len(settings.approvers)} may approve; a request needs {needed} of them")
+    report("settings", None, f"a request needs {_approvals_needed(settings)}")
     url = settings.database_url.get_secret_value()
     try:
         _require_database(url)
@@ -83,20 +79,9 @@ def check() -> None:
         report("database", None, settings.database_shown)
     for what, fault, fine in _slack_findings(settings):
         report(what, fault, fine)
-    upbit = build_upbit_client(settings)
-    try:
-        answer = upbit.get_order("00000000-0000-0000-0000-000000000000")
-    finally:
-        upbit.close()
-    match answer:
-        case Found() | Refused(name="order_not_found"):
-            report("Upbit", None, "the key is valid here and may view orders (주문조회)")
-        case Refused(name="out_of_scope"):
-            report("Upbit", "the key may not view orders: give it 주문조회 beside 주문하기", "")
-        case Refused(name=name):
-            report("Upbit", f"refused: {name}", "")
-        case _:
-            report("Upbit", f"no answer to rely on: {answer.cause}", "")
+    for what, fault, fine in _who_can_approve(settings):
+        report(what, fault, fine)
+    report("Upbit", _key_fault(settings), "the key is valid here and may view orders (주문조회)")
     if wrong:
         sys.exit(FOUND_SOMETHING_WRONG)
 
@@ -364,6 +349,61 @@ def _reading(*, read_only: bool = True) -> Iterator[Any]:
             yield database
     except StoreError as error:
         _fail(str(error))
+
+
+def _approvals_needed(settings: Settings) -> str:
+    least = settings.approvals_required
+    most = max([least, *(tier.approvals for tier in settings.approval_tiers)])
+    if most > least:
+        return f"{least} to {most} approvals"
+    return "1 approval" if most == 1 else f"{most} approvals"
+
+
+def _who_can_approve(settings: Settings) -> Iterator[tuple[str, str | None, str]]:
+    """What is looked at, what is wrong with it, and what is fine: each user group, then the people of today."""
+    from bot.app import build_groups  # noqa: PLC0415
+    from bot.domain.membership import UNREAD, is_group  # noqa: PLC0415
+    from bot.settings import too_few_approvers  # noqa: PLC0415
+
+    membership = UNREAD
+    reader = build_groups(settings)
+    if reader is not None:
+        reader.refresh()
+        membership = reader.membership()
+    for group_id, group in sorted(membership.groups.items()):
+        listed = f"{len(group.members or ())} members: {', '.join(sorted(group.members or ()))}"
+        empty = None if group.members or group.error else "it has no members"
+        yield f"user group {group_id}", group.error or empty, listed
+    people = membership.people(settings.approvers)
+    named = [entry for entry in sorted(settings.approvers) if not is_group(entry)]
+    groups = [entry for entry in sorted(settings.approvers) if is_group(entry)]
+    faults = too_few_approvers(settings, approvers=people, requesters=membership.people(settings.requesters))
+    listed = ", ".join([*named, *(f"members of {group_id}" for group_id in groups)])
+    if not people:
+        yield "approvers", "nobody can approve", ""
+    else:
+        yield "approvers", "; ".join(faults) or None, f"{len(people)} can approve today: {listed}"
+
+
+def _key_fault(settings: Settings) -> str | None:
+    """What is wrong with the key at Upbit, found out by a look at an order that there is not."""
+    from bot.app import build_upbit_client  # noqa: PLC0415
+    from bot.domain.answer import Found, Refused  # noqa: PLC0415
+
+    upbit = build_upbit_client(settings)
+    try:
+        answer = upbit.get_order("00000000-0000-0000-0000-000000000000")
+    finally:
+        upbit.close()
+    match answer:
+        case Found() | Refused(name="order_not_found"):
+            return None
+        case Refused(name="out_of_scope"):
+            return "the key may not view orders: give it 주문조회 beside 주문하기"
+        case Refused(name=name):
+            return f"refused: {name}"
+        case _:
+            return f"no answer to rely on: {answer.cause}"
 
 
 def _require_database(url: str) -> None:

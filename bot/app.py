@@ -22,6 +22,7 @@ from bot.database.store import SqlStore
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.errors import MessengerError, StoreError, TryLater
 from bot.settings import Settings
+from bot.slack.groups import GroupReader
 from bot.slack.listeners import Listeners
 from bot.slack.notifier import TIMEOUT_S, Identity, Notifier
 from bot.upbit.client import UpbitClient
@@ -41,6 +42,9 @@ STOP_S: Final = 6.5
 MAX_TELLING: Final = 8
 """Threads that tell people what could not be written down, while the database is away."""
 
+READ_GROUPS_AGAIN_S: Final = 5.0
+LEAST_WAIT_S: Final = 0.5
+
 RETRY_SLACK_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 EXCHANGE_LANE: Final = "exchange"
@@ -59,6 +63,7 @@ class Neighbours:
     upbit: UpbitClient
     quotations: QuotationClient
     notifier: Notifier
+    groups: GroupReader | None = None  #: where the allowlists name user groups
 
 
 def build_neighbours(settings: Settings) -> Neighbours:
@@ -68,6 +73,7 @@ def build_neighbours(settings: Settings) -> Neighbours:
         upbit=upbit,
         quotations=QuotationClient(server_url=settings.upbit_open_api_server_url, banned_s=upbit.banned_s),
         notifier=build_notifier(settings),
+        groups=build_groups(settings),
     )
 
 
@@ -101,12 +107,16 @@ class Bot:
         self._upbit = neighbours.upbit
         self._quotations = neighbours.quotations
         self._notifier = neighbours.notifier
+        self._groups = neighbours.groups
+        self._policy = build_policy(settings)
+        self._could_approve = self._groups is None  # somebody, at some time since the start
         self._workflow = CancelWorkflow(
             store=self._store,
             exchange=self._upbit,
             quotations=self._quotations,
             messenger=self._notifier,
-            policy=build_policy(settings),
+            policy=self._policy,
+            groups=self._groups,
             approval_ttl=settings.approval_ttl,
             send_within=settings.send_within,
             refresh_every=settings.refresh_every,
@@ -131,12 +141,15 @@ class Bot:
         self._telling = threading.BoundedSemaphore(MAX_TELLING)
         self._socket: SocketModeHandler | None = None
         self._connector = threading.Thread(target=self._connect, name="connect", daemon=True)
+        self._reader = threading.Thread(target=self._read_groups, name="groups", daemon=True)
         self.wsgi: WSGIApplication = self._door()
 
     def start(self) -> None:
         """Go to work; Slack may still be away."""
         self._worker.start()
         self._connector.start()
+        if self._groups is not None:
+            self._reader.start()
 
     def stop(self) -> None:
         """End the steps under way; what is not done by then, leases give to the next process."""
@@ -179,6 +192,8 @@ class Bot:
             "worker": self._worker.is_alive(),
             "slack": self._identity is not None,
         }
+        if self._groups is not None:
+            checks["approvers"] = self._could_approve or "nobody_can_approve"
         if self._settings.socket_mode:
             checks["socket"] = self._socket is not None and bool(self._socket.client.is_connected())
         return Readiness(checks=checks)
@@ -242,6 +257,24 @@ class Bot:
         self._identity = self._notifier.who_am_i()
         log.info("connected to workspace %s", self._identity.team_id)
 
+    def _read_groups(self) -> None:
+        """Keep who is in the user groups fresh, in a thread of its own: Slack may take its time."""
+        assert self._groups is not None
+        can_approve = True
+        while not self._stopping.is_set():
+            wait_s = READ_GROUPS_AGAIN_S
+            try:
+                wait_s = self._groups.refresh()
+                could_approve, can_approve = can_approve, self._policy.can_approve_anything(self._groups.membership())
+                self._could_approve |= can_approve
+                if not can_approve:
+                    log.error("nobody can approve: too few people are in the user groups of APPROVERS, or none is read")
+                elif not could_approve:
+                    log.info("enough people can approve again")
+            except Exception:
+                log.exception("reading the user groups failed")
+            self._stopping.wait(max(wait_s, LEAST_WAIT_S))
+
     def _until_done(self, step: Callable[[], None], what: str) -> None:
         attempt = 0
         while not self._stopping.is_set():
@@ -274,6 +307,17 @@ def build_upbit_client(settings: Settings) -> UpbitClient:
         server_url=settings.upbit_open_api_server_url,
         access_key=settings.upbit_open_api_access_key.get_secret_value(),
         secret_key=settings.upbit_open_api_secret_key.get_secret_value(),
+    )
+
+
+def build_groups(settings: Settings) -> GroupReader | None:
+    """None where the allowlists name people only: then Slack is not asked at all."""
+    if not settings.groups:
+        return None
+    return GroupReader(
+        token=settings.slack_bot_token.get_secret_value(),
+        api_url=settings.slack_api_url,
+        group_ids=settings.groups,
     )
 
 

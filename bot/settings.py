@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from bot.domain.membership import is_group
 from bot.domain.tiers import MAX_APPROVALS, Tier, parse_tiers
 
 LATER_SETTINGS = (
@@ -40,6 +41,7 @@ _SAME_BUT_FOR_A_SLIP = 0.9
 _HTTPS_PORT = 443
 _LARGEST_PORT = 65_535
 _DAY_IN_MINUTES = 24 * 60
+_MOST_GROUPS = 10  # Slack lets an app ask about 20 times a minute, and each is asked every 40 s
 
 
 class SettingsError(Exception):
@@ -70,10 +72,10 @@ def _token(prefix: str, where: str) -> Callable[[str], str]:
 
 
 def _user_ids(text: str) -> tuple[str, ...]:
-    """Slack user ids, each once and in the order given."""
+    """Ids of Slack users and user groups, each once and in the order given."""
     ids = _entries(text)
     if not ids:
-        raise ValueError("lists nobody: write Slack user ids, or unset it")
+        raise ValueError("lists nobody: write Slack user ids or user group ids, or unset it")
     faults = [f"entry {place} {fault}" for place, entry in enumerate(ids, start=1) if (fault := _id_fault(entry))]
     if faults:
         raise ValueError("; ".join(faults))
@@ -85,11 +87,12 @@ def _entries(text: str) -> list[str]:
 
 
 def _id_fault(entry: str) -> str | None:
-    if re.fullmatch(r"[UW][A-Z0-9]{2,}", entry):
+    if re.fullmatch(r"[UWS][A-Z0-9]{2,30}", entry):
         return None
-    if re.fullmatch(r"S[A-Z0-9]{2,}", entry):
-        return "is a user group id, and user group ids are not supported by this version: list its members' user ids"
-    return "is not a Slack user id (U… or W…): names do not count; in Slack open the profile, then ⋮, Copy member ID"
+    return (
+        "is not the id of a Slack user (U… or W…) or user group (S…): names do not count; in Slack open the profile,"
+        " then ⋮, Copy member ID, or the user group, then ⋮, Copy group ID"
+    )
 
 
 def _channel_ids(text: str) -> frozenset[str]:
@@ -284,11 +287,14 @@ class Settings(DatabaseSettings):
     ] = Field(
         default="", description="`https://api.upbit.com`, or `https://<region>-api.upbit.com` such as `sg`, or loopback"
     )
-    approvers: Annotated[UserIds, Needed("list at least one Slack user id")] = Field(
-        default=frozenset(), description="Who may approve and deny: Slack user ids, separated by commas"
+    approvers: Annotated[UserIds, Needed("list at least one Slack user id or user group id")] = Field(
+        default=frozenset(),
+        description="Who may approve and deny: ids of Slack users (`U…`, `W…`) and user groups (`S…`), separated by"
+        " commas",
     )
     requesters: UserIds = Field(
-        default=frozenset(), description="Who may type `/cancel`: Slack user ids; empty means everyone in the workspace"
+        default=frozenset(),
+        description="Who may type `/cancel`: ids of users and user groups; empty means everyone in the workspace",
     )
     self_approval: Annotated[bool, BeforeValidator(_yes_or_no)] = Field(
         default=False, description="Whether an approver may approve what they asked for themselves"
@@ -311,7 +317,8 @@ class Settings(DatabaseSettings):
         default=30, description="How often the orders of pending requests are looked at again, 5 to 3600 seconds"
     )
     notify: Annotated[tuple[str, ...], BeforeValidator(_user_ids)] = Field(
-        default=(), description="Who is mentioned on a new card, in its reminder and in trouble: Slack user ids"
+        default=(),
+        description="Who is mentioned on a new card, in its reminder and in trouble: ids of users and user groups",
     )
     channels: Annotated[frozenset[str], BeforeValidator(_channel_ids)] = Field(
         default=frozenset(),
@@ -329,6 +336,11 @@ class Settings(DatabaseSettings):
     port: Annotated[int, BeforeValidator(_whole_number(1, _LARGEST_PORT))] = Field(
         default=3000, description="The port to listen on, for Slack's requests and for health checks"
     )
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """The user groups whose members Slack is asked for."""
+        return frozenset(entry for entry in self.approvers | self.requesters if is_group(entry))
 
     @property
     def socket_mode(self) -> bool:
@@ -393,16 +405,21 @@ def load_settings(environ: Mapping[str, str], env_file: Path | None, *, for_run:
     if for_run:
         given.refuse_what_is_missing()
     settings = given.parse(Settings)
-    faults = _too_few_approvers(settings) if for_run else ()
+    faults: tuple[str, ...] = ()
+    if len(settings.groups) > _MOST_GROUPS:
+        faults = (f"APPROVERS and REQUESTERS name more than {_MOST_GROUPS} user groups together: name fewer",)
+    # How many a group stands for only Slack can tell: `bot check` asks, and each request is asked about.
+    if for_run and not settings.groups:
+        faults += too_few_approvers(settings, approvers=settings.approvers, requesters=settings.requesters)
     if faults:
         raise SettingsError(faults)
     return settings
 
 
-def _too_few_approvers(settings: Settings) -> tuple[str, ...]:
-    """What asks for more approvals than can ever come, whoever of the requesters asks."""
-    count = len(settings.approvers)
-    everyone_who_asks_approves = bool(settings.requesters) and settings.requesters <= settings.approvers
+def too_few_approvers(settings: Settings, *, approvers: frozenset[str], requesters: frozenset[str]) -> tuple[str, ...]:
+    """What asks for more approvals than can ever come, whoever of these people asks; nobody listed means everyone."""
+    count = len(approvers)
+    everyone_who_asks_approves = bool(requesters) and requesters <= approvers
     if everyone_who_asks_approves and not settings.self_approval:
         count -= 1  # who asks does not count
     needed = [("APPROVALS_REQUIRED", settings.approvals_required)]
@@ -460,7 +477,8 @@ class _Given:
                 " SLACK_APP_TOKEN to use Socket Mode"
             )
         approvers, requesters = (set(_entries(self.texts.get(name, ""))) for name in ("APPROVERS", "REQUESTERS"))
-        if len(approvers) == 1 and approvers == requesters and self.texts.get("SELF_APPROVAL", "").lower() != "true":
+        is_one_person = len(approvers) == 1 and not any(is_group(entry) for entry in approvers)
+        if is_one_person and approvers == requesters and self.texts.get("SELF_APPROVAL", "").lower() != "true":
             self.faults.append(
                 "APPROVERS allows nobody but the only requester, who may not approve: add an approver, or set"
                 " SELF_APPROVAL=true"

@@ -44,6 +44,7 @@ from bot.domain.cancel_request import (
     refusal_of,
 )
 from bot.domain.errors import CannotPost, CommitInDoubt, NothingDone, Overtaken, StoreError, TryLater
+from bot.domain.membership import UNREAD, Membership, ids_json
 from bot.domain.order import Order
 from bot.domain.quote import BestPrices, NoPrices, Quote
 from bot.domain.reminder import reminder_window
@@ -103,6 +104,9 @@ SLACK_GAP_S: Final = 60.0
 MAX_KEPT: Final = 1000
 """Leases remembered while the database is away; the others run out."""
 
+JUDGED_BY_LISTS: Final = frozenset({DecisionKind.APPROVE, DecisionKind.DENY})
+"""Decisions for which the audit keeps who was in the approvers' groups."""
+
 MAX_STEPS: Final = 20
 """Steps of one call of `advance`; no path through the states is longer."""
 
@@ -119,6 +123,7 @@ class NoticeKind(StrEnum):
     """The private lines to one person that are no answer to a command."""
 
     STILL_READING = "still_reading"
+    STILL_ASKING_WHO_MAY = "still_asking_who_may"  # the groups of the approvers are not read yet
     REQUEST_REFUSED = "request_refused"
     CARD_ELSEWHERE = "card_elsewhere"  # where the card is, if not where the command was typed
     CLICK_REFUSED = "click_refused"
@@ -133,6 +138,7 @@ RESPONSE_URL_LIFETIME: Final = timedelta(minutes=25)
 
 NOTICE_LIFETIME: Final = {
     NoticeKind.STILL_READING: timedelta(seconds=55),
+    NoticeKind.STILL_ASKING_WHO_MAY: timedelta(seconds=55),
     NoticeKind.REQUEST_REFUSED: timedelta(hours=24),
     NoticeKind.CARD_ELSEWHERE: timedelta(hours=24),
     NoticeKind.CLICK_REFUSED: timedelta(minutes=25),
@@ -142,7 +148,7 @@ NOTICE_LIFETIME: Final = {
 }
 """A line that comes later than this would confuse more than it tells; a reminder has a time of its own."""
 
-TOLD_ONCE: Final = frozenset({NoticeKind.STILL_READING, NoticeKind.CARD_ELSEWHERE})
+TOLD_ONCE: Final = frozenset({NoticeKind.STILL_READING, NoticeKind.STILL_ASKING_WHO_MAY, NoticeKind.CARD_ELSEWHERE})
 """Owed for a request once, whoever notices it first."""
 
 
@@ -287,6 +293,22 @@ class Messenger(Protocol):
     def tell(self, notice: Notice) -> None:
         """Tell one person privately, by the best way that is left."""
         ...
+
+
+class Groups(Protocol):
+    """What the workflow needs to know of the workspace's user groups."""
+
+    def membership(self) -> Membership:
+        """Who is in them, as far as it is known now; at once, without asking anybody."""
+        ...
+
+
+class NoGroups:
+    """The Groups of allowlists that name people only."""
+
+    @staticmethod
+    def membership() -> Membership:
+        return UNREAD
 
 
 class Transaction(Protocol):
@@ -438,6 +460,7 @@ class CancelWorkflow:
         quotations: Quotations,
         messenger: Messenger,
         policy: ApprovalPolicy,
+        groups: Groups | None = None,
         approval_ttl: timedelta,
         send_within: timedelta,
         refresh_every: timedelta = timedelta(seconds=30),
@@ -450,6 +473,7 @@ class CancelWorkflow:
         self._quotations = quotations
         self._messenger = messenger
         self._policy = policy
+        self._groups = groups or NoGroups()
         self._approval_ttl = approval_ttl
         self._send_within = send_within
         self._refresh_every = refresh_every
@@ -485,12 +509,15 @@ class CancelWorkflow:
         refused_before = tx.refusal_of_trigger(command.trigger_id)
         if refused_before is not None:
             return CommandAnswer(refusal=refused_before, open_request=open_request)
-        refusal = self._command_refusal(tx, command, home_team=home_team, order_is_taken=open_request is not None)
+        membership = self._groups.membership()
+        refusal = self._command_refusal(
+            tx, command, home_team=home_team, order_is_taken=open_request is not None, membership=membership
+        )
         if refusal is None:
             # Frozen here, so that another replica with other settings posts no second card.
             elsewhere = None if self._approvals_channel_id == command.channel_id else self._approvals_channel_id
             return CommandAnswer(request_id=tx.create(command, approvals_channel_id=elsewhere).id)
-        details: dict[str, Json] = {"reason": refusal.value}
+        details: dict[str, Json] = {"reason": refusal.value, **membership.to_json(self._policy.requesters)}
         if open_request is not None and refusal is Reason.ORDER_HAS_OPEN_REQUEST:
             details["open_request_id"] = open_request.id
         tx.record(
@@ -507,15 +534,16 @@ class CancelWorkflow:
         return CommandAnswer(refusal=refusal, open_request=open_request)
 
     def _command_refusal(
-        self, tx: Transaction, command: Command, *, home_team: str, order_is_taken: bool
+        self, tx: Transaction, command: Command, *, home_team: str, order_is_taken: bool, membership: Membership
     ) -> Reason | None:
         refusal = self._policy.command_refusal(
             command.requester,
             home_team=home_team,
             channel_id=command.channel_id,
             open_requests=tx.count_open_requests_of(command.requester.id),
+            membership=membership,
         )
-        if refusal in {Reason.OTHER_WORKSPACE, Reason.NOT_A_REQUESTER, Reason.CHANNEL_NOT_ALLOWED}:
+        if refusal is not None and refusal is not Reason.TOO_MANY_OPEN_REQUESTS:
             return refusal
         if command.order_uuid is None:
             return command.fault or Reason.USAGE
@@ -549,11 +577,12 @@ class CancelWorkflow:
         Nothing is decided. Raises StoreError.
         """
         with self._store.transaction(click.request_id) as tx:
-            refusal = self._click_refusal(tx, click)
+            membership = self._groups.membership()
+            refusal = self._click_refusal(tx, click, membership)
             if refusal is None:
                 self._adopt_or_redraw(tx, click)
             else:
-                self._refuse_click(tx, click, refusal)
+                self._refuse_click(tx, click, refusal, membership)
             return ClickAnswer(refusal=refusal, request=tx.request)
 
     def form_not_opened(self, click: Click) -> None:
@@ -568,50 +597,58 @@ class CancelWorkflow:
                 )
             )
 
-    def _click_refusal(self, tx: Transaction, click: Click) -> Reason | None:
+    def _click_refusal(self, tx: Transaction, click: Click, membership: Membership) -> Reason | None:
         if click.kind is None:
             return Reason.UNKNOWN_FORM if click.is_form else Reason.UNKNOWN_BUTTON
-        return self._policy.refusal(tx.request, click.actor, click.kind, tx.now)
+        return self._policy.refusal(tx.request, click.actor, click.kind, tx.now, membership)
 
     def _decide(self, tx: Transaction, click: Click) -> Reason | None:
         refused_before = self._refused_before(tx, click)
         if refused_before is not None:
             return refused_before
-        refusal = self._click_refusal(tx, click)
+        membership = self._groups.membership()
+        refusal = self._click_refusal(tx, click, membership)
         if refusal is not None and _is_repeated(tx.request, click):
             return None
         if refusal is None and click.is_form and click.kind is not None:
             refusal = reason_fault(click.kind, click.reason)
         if refusal is not None:
-            return self._refuse_click(tx, click, refusal)
+            return self._refuse_click(tx, click, refusal, membership)
         assert click.kind is not None
         if not (click.kind is DecisionKind.APPROVE and _locked(tx).has_approved(click.actor.id)):
             tx.decide(click.kind, click.actor, reason=click.reason)
         if click.kind is DecisionKind.APPROVE:
-            self._count_approvals(tx, click)
+            self._count_approvals(tx, click, membership)
         else:
-            ends = Action.REQUEST_DENIED if click.kind is DecisionKind.DENY else Action.REQUEST_WITHDRAWN
-            why = click.reason or None
-            tx.move(ends, actor=click.actor, trigger_id=click.trigger_id, reason=why, ended_at=tx.now)
+            denies = click.kind is DecisionKind.DENY
+            tx.move(
+                Action.REQUEST_DENIED if denies else Action.REQUEST_WITHDRAWN,
+                actor=click.actor,
+                trigger_id=click.trigger_id,
+                reason=click.reason or None,
+                details=membership.to_json(self._policy.approvers) if denies else None,
+                ended_at=tx.now,
+            )
         self._adopt_or_redraw(tx, click)
         return None
 
-    def _count_approvals(self, tx: Transaction, click: Click) -> None:
+    def _count_approvals(self, tx: Transaction, click: Click, membership: Membership) -> None:
         """The approval is recorded: move the request if it is the last that was needed, else write that down."""
         request = _locked(tx)
-        counting = tuple(each.actor.id for each in self._policy.counting(request))
+        counting = tuple(each.actor.id for each in self._policy.counting(request, membership))
         approved = [each.actor.id for each in request.decided(DecisionKind.APPROVE)]
         not_counted = tuple(person_id for person_id in approved if person_id not in counting)
         details: dict[str, Json] = {
             "order": _order_json(request.order_now),
             "looked_at": timestamp(request.looked_at) if request.looked_at else None,
-            "approvers": list(request.approvers),
             "approvals": list(counting),
             "approvals_required": request.approvals_required,
+            **ids_json("approvers", request.approvers),
+            **membership.to_json(self._policy.approvers),
         }
         if not_counted:
             details["not_counted"] = list(not_counted)
-        if self._policy.is_enough(request):
+        if self._policy.is_enough(request, membership):
             tx.move(
                 Action.REQUEST_APPROVED,
                 actor=click.actor,
@@ -643,12 +680,16 @@ class CancelWorkflow:
             return None
         return tx.refusal_of_trigger(click.trigger_id)
 
-    def _refuse_click(self, tx: Transaction, click: Click, refusal: Reason) -> Reason:
+    def _refuse_click(self, tx: Transaction, click: Click, refusal: Reason, membership: Membership) -> Reason:
         tx.record(
             Action.APPROVAL_REFUSED,
             actor=click.actor,
             outcome=Outcome.REFUSED,
-            details={"reason": refusal.value, "kind": click.kind.value if click.kind else None},
+            details={
+                "reason": refusal.value,
+                "kind": click.kind.value if click.kind else None,
+                **(membership.to_json(self._policy.approvers) if click.kind in JUDGED_BY_LISTS else {}),
+            },
             trigger_id=click.trigger_id,
             team_id=click.team_id,
             channel_id=click.channel_id or None,
@@ -786,9 +827,10 @@ class CancelWorkflow:
     def _open(self, lease: Lease, request: CancelRequest) -> "Step":
         """requested: read the order; ask for approval, or say why not."""
         least = Requirement(approvals=self._policy.approvals_required)
-        too_few = self._policy.opening_refusal(request.requester, approvals=least.approvals)
+        membership = self._groups.membership()
+        too_few = self._policy.opening_refusal(request.requester, approvals=least.approvals, membership=membership)
         if too_few is not None:
-            return self._refuse(lease, too_few, needed=least)
+            return self._turn_away(lease, request, too_few, membership=membership, needed=least)
         answer = self._exchange.get_order(request.order_uuid)
         match answer:
             case Found(order=order):
@@ -796,10 +838,16 @@ class CancelWorkflow:
                 if reason is not None:
                     return self._refuse(lease, reason, order=order, answer=answer)
                 needed = self._policy.requirement(order)
-                too_few = self._policy.opening_refusal(request.requester, approvals=needed.approvals)
+                membership = self._groups.membership()
+                too_few = self._policy.opening_refusal(
+                    request.requester, approvals=needed.approvals, membership=membership
+                )
                 if too_few is not None:
-                    return self._refuse(lease, too_few, order=order, answer=answer, needed=needed)
-                return self._ask(lease, order, needed, self._quotations.best_prices(order.market))
+                    return self._turn_away(
+                        lease, request, too_few, membership=membership, order=order, answer=answer, needed=needed
+                    )
+                prices = self._quotations.best_prices(order.market)
+                return self._ask(lease, order, needed, membership=membership, prices=prices)
             case Refused(name="order_not_found"):
                 return self._refuse(lease, Reason.ORDER_NOT_FOUND, answer=answer)
             case Refused(name="out_of_scope"):
@@ -811,17 +859,50 @@ class CancelWorkflow:
             case _:
                 assert_never(answer)
 
-    def _ask(self, lease: Lease, order: Order, needed: Requirement, prices: BestPrices | NoPrices) -> "Step":
+    def _turn_away(  # noqa: PLR0913 - one event has that many facts
+        self,
+        lease: Lease,
+        request: CancelRequest,
+        reason: Reason,
+        *,
+        membership: Membership,
+        needed: Requirement,
+        order: Order | None = None,
+        answer: LookAnswer | None = None,
+    ) -> "Step":
+        """Too few may approve: refuse, or wait for a while where that is because groups have not been read."""
+        with self._store.transaction(lease.request_id, lease=lease) as tx:
+            waited = tx.now - request.created_at
+            if reason is not Reason.MEMBERSHIP_UNKNOWN or waited >= UNREACHABLE_AFTER:
+                refused = self._move_to_refused(
+                    tx, reason, order=order, answer=answer, needed=needed, membership=membership
+                )
+                return Step(request=refused, due_in_s=None)
+            if waited >= SLOW_AFTER:
+                self._tell_to_wait(tx, NoticeKind.STILL_ASKING_WHO_MAY)
+        gap_s = _gap(READING_GAPS_S, request.attempts, READING_GAP_S)
+        return Step(due_in_s=min(gap_s, (UNREACHABLE_AFTER - waited).total_seconds()))
+
+    def _ask(
+        self,
+        lease: Lease,
+        order: Order,
+        needed: Requirement,
+        *,
+        membership: Membership,
+        prices: BestPrices | NoPrices,
+    ) -> "Step":
         with self._store.transaction(lease.request_id, lease=lease) as tx:
             request = _locked(tx)
-            approvers = self._policy.approvers_of(request.requester)
+            approvers = self._policy.approvers_of(request.requester, membership)
             quote, quote_json = _frozen(prices, tx.now)
             opened = tx.move(
                 Action.REQUEST_OPENED,
                 details={
                     "order": _order_json(order),
                     **_needed_json(needed, order),
-                    "approvers": list(approvers),
+                    **ids_json("approvers", approvers),
+                    **membership.to_json(self._policy.approvers),
                     "quote": quote_json,
                 },
                 order=order,
@@ -838,7 +919,7 @@ class CancelWorkflow:
             )
             return Step(request=opened, due_in_s=_wait_s(opened, tx.now))
 
-    def _refuse(  # noqa: PLR0913 - one event has that many facts
+    def _refuse(
         self,
         lease: Lease,
         reason: Reason,
@@ -846,10 +927,9 @@ class CancelWorkflow:
         order: Order | None = None,
         answer: LookAnswer | None = None,
         cause: str | None = None,
-        needed: Requirement | None = None,
     ) -> "Step":
         with self._store.transaction(lease.request_id, lease=lease) as tx:
-            refused = self._move_to_refused(tx, reason, order=order, answer=answer, cause=cause, needed=needed)
+            refused = self._move_to_refused(tx, reason, order=order, answer=answer, cause=cause)
             return Step(request=refused, due_in_s=None)
 
     def _move_to_refused(  # noqa: PLR0913 - one event has that many facts
@@ -861,6 +941,7 @@ class CancelWorkflow:
         answer: LookAnswer | None = None,
         cause: str | None = None,
         needed: Requirement | None = None,
+        membership: Membership = UNREAD,
     ) -> CancelRequest:
         request = _locked(tx)
         details: dict[str, Json] = {"reason": reason.value}
@@ -872,8 +953,9 @@ class CancelWorkflow:
             details["call"] = _call_json(answer.call)
         frozen: dict[str, Any] = {}
         if needed is not None:
-            approvers = self._policy.approvers_of(request.requester)
-            details |= {**_needed_json(needed, order), "approvers": list(approvers)}
+            approvers = self._policy.approvers_of(request.requester, membership)
+            details |= {**_needed_json(needed, order), **ids_json("approvers", approvers)}
+            details |= membership.to_json(self._policy.approvers)
             frozen = {
                 "approvals_required": needed.approvals,
                 "approval_rule": needed.rule,
@@ -909,16 +991,21 @@ class CancelWorkflow:
                 refused = self._move_to_refused(tx, Reason.EXCHANGE_UNREACHABLE, answer=answer, cause=cause)
                 return Step(request=refused, due_in_s=None)
             if waited >= SLOW_AFTER:
-                tx.tell(
-                    Notice(
-                        kind=NoticeKind.STILL_READING,
-                        user_id=request.requester.id,
-                        channel_id=request.channel_id,
-                        response_url=request.response_url,
-                    )
-                )
+                self._tell_to_wait(tx, NoticeKind.STILL_READING)
         wait_s = max(_gap(READING_GAPS_S, request.attempts, READING_GAP_S), _retry_after_s(answer))
         return Step(due_in_s=min(wait_s, (UNREACHABLE_AFTER - waited).total_seconds()))
+
+    @staticmethod
+    def _tell_to_wait(tx: Transaction, kind: NoticeKind) -> None:
+        request = _locked(tx)
+        tx.tell(
+            Notice(
+                kind=kind,
+                user_id=request.requester.id,
+                channel_id=request.channel_id,
+                response_url=request.response_url,
+            )
+        )
 
     def _wait(self, lease: Lease) -> "Step":
         """pending: until somebody decides or the time is over. Whose lane was woken before that is to be looked at."""
@@ -1000,7 +1087,7 @@ class CancelWorkflow:
         """pending: write down that the reminder is sent, and leave it to Slack's threads, if it is due now."""
         request = _locked(tx)
         window = reminder_window(request)
-        may_still_approve = self._policy.may_still_approve(request)
+        may_still_approve = self._policy.may_still_approve(request, self._groups.membership())
         if window is None or not window.begins_at <= tx.now < window.ends_at:
             return
         if request.card_ts is None or request.card_channel_id is None or not may_still_approve:
@@ -1404,7 +1491,7 @@ class CancelWorkflow:
     def _post_reminder(self, notice: Notice) -> float | None:
         """Once at most: it is finished before Slack is asked, and taken up again only if Slack surely did nothing."""
         request = notice.request
-        people = self._policy.may_still_approve(request) if request is not None else ()
+        people = self._policy.may_still_approve(request, self._groups.membership()) if request is not None else ()
         if request is None or request.state is not State.PENDING or not people:
             self._store.finish_notice(notice, given_up=True)
             return None

@@ -20,7 +20,7 @@ from bot.domain.cancel_request import CancelRequest, DecisionKind
 from bot.domain.errors import NothingDone
 from bot.domain.order import Order
 from bot.domain.quote import BestPrices, NoPrices
-from bot.workflow import CancelWorkflow, Click, Command, Notice
+from bot.workflow import CancelWorkflow, Click, Command, Groups, Notice
 
 T = TypeVar("T")
 
@@ -188,13 +188,14 @@ class SilentMessenger:
         pass
 
 
-def workflow(store: SqlStore, policy: ApprovalPolicy = POLICY) -> CancelWorkflow:
+def workflow(store: SqlStore, policy: ApprovalPolicy = POLICY, *, groups: Groups | None = None) -> CancelWorkflow:
     return CancelWorkflow(
         store=store,
         exchange=OpenExchange(),
         quotations=FixedPrices(),
         messenger=SilentMessenger(),
         policy=policy,
+        groups=groups,
         approval_ttl=timedelta(minutes=30),
         send_within=timedelta(minutes=5),
         new_nonce=lambda: "nonce",

@@ -3,7 +3,7 @@
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -227,6 +227,7 @@ def started(
     database_url: str | None = None,
     key: Key | None = None,
     settings: Mapping[str, str] | None = None,
+    user_groups: Mapping[str, Collection[str]] | None = None,
     is_slack_away: bool = False,
     channels: Sequence[Channel] = (),
 ) -> Iterator[Journey]:
@@ -244,6 +245,7 @@ def started(
         SlackWorkspace(
             people=(DANA, BEN, CARA, EMIL, GUEST),
             channels=(Channel(DESK, "desk"), PRIVATE_WITHOUT_BOT, PAIR_WITHOUT_BOT, *channels),
+            user_groups=user_groups,
             post_burst=1000,
         ) as slack,
         Exchange(keys=(key,), cancel_delay_s=CANCEL_DELAY_S, requests_per_s=1000) as exchange,

@@ -596,7 +596,8 @@ def test_check_tells_that_everything_is_fine(
     result = bot("check", **environ)
 
     assert result.exit_code == 0, result.output
-    assert [line[0] for line in result.output.splitlines()] == ["✓"] * 4
+    assert [line[0] for line in result.output.splitlines()] == ["✓"] * 5
+    assert "✓ approvers: 2 can approve today: U0BEN, U0CARA" in result.output
     assert "T0PLAY" in result.output
     assert "주문조회" in result.output
     assert [request.method for request in exchange.requests] == ["GET"]
@@ -620,6 +621,41 @@ def test_check_tries_the_approvals_channel_without_posting(environ: dict[str, st
         "✗ approvals channel: chat.getPermalink failed: internal_error"
     ]
     assert {call.method for call in workspace.calls()} == {"auth.test", "chat.getPermalink"}
+
+
+@pytest.mark.parametrize(
+    ("members", "settings", "told"),
+    [
+        (None, {}, ["✗ user group S0DESK: plan_upgrade_required", "✗ approvers: nobody can approve"]),
+        ({}, {}, ["✗ user group S0DESK: no_such_subteam", "✗ approvers: nobody can approve"]),
+        ({"S0DESK": []}, {}, ["✗ user group S0DESK: it has no members", "✗ approvers: nobody can approve"]),
+        (
+            {"S0DESK": ["U0BEN", "U0CARA"]},
+            {"APPROVALS_REQUIRED": "3"},
+            [
+                "✗ approvers: APPROVALS_REQUIRED needs 3 approvals, and only 2 may approve: add approvers, or lower it",
+            ],
+        ),
+        ({"S0DESK": ["U0BEN", "U0CARA"]}, {"APPROVALS_REQUIRED": "2"}, []),
+    ],
+)
+def test_check_finds_that_nobody_of_a_group_can_approve(
+    environ: dict[str, str],
+    workspace: SlackWorkspace,
+    members: dict[str, list[str]] | None,
+    settings: dict[str, str],
+    told: list[str],
+) -> None:
+    """A group stands for as many approvers as it has members, and only Slack can tell how many."""
+    if members is not None:
+        workspace.set_user_group("S0OTHER", [])
+        for group, people in members.items():
+            workspace.set_user_group(group, people)
+
+    result = bot("check", **environ | {"APPROVERS": "S0DESK"} | settings)
+
+    assert faults(result) == told
+    assert result.exit_code == (1 if told else 0)
 
 
 def test_check_shows_no_secret(environ: dict[str, str], workspace: SlackWorkspace) -> None:

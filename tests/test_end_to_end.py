@@ -351,6 +351,75 @@ def test_two_of_three_approve_a_large_order(kind: str, tmp_path: Path, request: 
         assert journey.audit_fault() is None
 
 
+@pytest.mark.parametrize(("mode", "kind"), [("http", "sqlite"), ("socket", "postgresql")])
+def test_a_group_approves_until_somebody_leaves_it_or_it_cannot_be_read(
+    mode: Mode, kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The whole way of user groups: who is in them decides at the click; what could not be found out is said."""
+    desk = "S0DESK"
+    with started(
+        tmp_path,
+        mode=mode,
+        database_url=request.getfixturevalue("postgresql").create() if kind == "postgresql" else None,
+        settings={"APPROVERS": f"{desk},{BEN.id}", "REQUESTERS": f"{desk},{DANA.id}", "NOTIFY": desk},
+        user_groups={desk: {CARA.id, EMIL.id}},
+    ) as journey:
+        checked = journey.bot.command("check")
+        assert checked.returncode == 0, checked.stdout
+        assert "user group S0DESK: 2 members: U0CARA, U0EMIL" in checked.stdout
+        assert "approvers: 3 can approve today: U0BEN, members of S0DESK" in checked.stdout
+
+        first = journey.ask()
+        journey.press(CARA, first, "approve")
+        assert journey.verdict(first).startswith("Canceled:")
+        used = journey.audited(first.id, "request.approved")["details"]["membership"]
+        assert used[desk]["members"] == [CARA.id, EMIL.id]
+
+        asked = journey.ask()
+        journey.slack.set_user_group(desk, {EMIL.id})
+        restart(journey)
+        journey.press(CARA, asked, "approve")
+        journey.hears(CARA, f"You may not decide request #{asked.id}")
+        refused = journey.audited(asked.id, "approval.refused")["details"]
+        assert (refused["reason"], refused["membership"][desk]["members"]) == ("not_an_approver", [EMIL.id])
+
+        journey.slack.set_mood("error:plan_upgrade_required", method="usergroups.users.list")
+        restart(journey)
+        journey.press(EMIL, asked, "approve")
+        journey.hears(EMIL, "could not read the user groups", f"request #{asked.id}", "Try again in a minute")
+        assert "could not read the user groups" in journey.slack.command(EMIL.id, DESK, journey.exchange.place()).text
+        assert journey.state(asked.id) == "pending"
+        assert not journey.exchange.deletes(asked.uuid)
+        journey.press(BEN, asked, "approve")
+        assert journey.verdict(asked).startswith("Canceled:")
+        reasons = [each["details"]["reason"] for each in journey.events() if each["outcome"] == "refused"]
+        assert reasons == ["not_an_approver", "membership_unknown", "membership_unknown"]
+        assert journey.audit_fault() is None
+
+
+def restart(journey: Journey) -> None:
+    """The bot anew: it reads the groups at once, for which a test cannot wait."""
+    assert journey.bot.stop() == 0
+    journey.bot.start()
+    journey.bot.wait_until_ready()
+
+
+def test_a_bot_with_groups_is_ready_once_somebody_can_approve(tmp_path: Path) -> None:
+    """It starts while Slack is away, so that what was approved goes on; but it is not what anybody should rely on."""
+    with started(
+        tmp_path,
+        settings={"APPROVERS": "S0DESK"},
+        user_groups={"S0DESK": {BEN.id}},
+        is_slack_away=True,
+    ) as journey:
+        status, told = journey.until(lambda: journey.bot.get("/readyz"))
+        assert status == 503
+        assert "nobody_can_approve" in told
+        journey.until(lambda: "nobody can approve" in journey.bot.log())
+        journey.slack.clear_moods()
+        journey.bot.wait_until_ready()
+
+
 @once
 def test_the_audit_is_read_and_verified_at_the_command_line_while_the_bot_runs(journey: Journey) -> None:
     """An auditor does not stop the bot to look, and sees what the bot has just done."""

@@ -68,7 +68,7 @@ def test_the_app_asks_for_no_more_than_it_uses() -> None:
     made = manifest(socket_mode=True)
 
     assert made["oauth_config"] == {"scopes": {"bot": list(SCOPES)}}
-    assert set(SCOPES) == {"chat:write", "chat:write.public", "commands"}
+    assert set(SCOPES) == {"chat:write", "chat:write.public", "commands", "usergroups:read"}
     assert "event_subscriptions" not in made["settings"]
 
 

@@ -242,6 +242,7 @@ CASES: Final[Mapping[str, CancelRequest]] = {
 
 CLICKS: Final = (
     Reason.NOT_AN_APPROVER,
+    Reason.MEMBERSHIP_UNKNOWN,
     Reason.OWN_REQUEST,
     Reason.NOT_THE_REQUESTER,
     Reason.UNKNOWN_REQUEST,
@@ -259,6 +260,7 @@ COMMANDS: Final = (
     Reason.USAGE,
     Reason.NOT_A_UUID,
     Reason.NOT_A_REQUESTER,
+    Reason.MEMBERSHIP_UNKNOWN,
     Reason.OTHER_WORKSPACE,
     Reason.CHANNEL_NOT_ALLOWED,
     Reason.ORDER_HAS_OPEN_REQUEST,
@@ -275,6 +277,7 @@ REQUESTS: Final = (
     Reason.CANNOT_POST,
     Reason.NOBODY_CAN_APPROVE,
     Reason.TOO_FEW_APPROVERS,
+    Reason.MEMBERSHIP_UNKNOWN,
 )
 UPBIT_ERRORS: Final = (
     "validation_error",
@@ -390,6 +393,7 @@ def _private_lines() -> Iterator[tuple[str, str]]:
         yield f"click: again, {name}", messages.click_refused(Reason.ALREADY_APPROVED, CASES[name])
     yield "notice: form not opened", messages.form_not_opened(PENDING)
     yield "notice: still reading", messages.still_reading(REQUESTED)
+    yield "notice: still asking who may", messages.still_asking_who_may(REQUESTED)
     for reason in REQUESTS:
         yield f"request: {reason}", _request(reason)
     for error in SLACK_ERRORS:

@@ -22,6 +22,7 @@ from builders import (
     HOME,
     REQUESTER,
     SECOND,
+    START,
     FixedPrices,
     HandClock,
     OpenExchange,
@@ -55,6 +56,7 @@ from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Action, Actor, Reason
 from bot.domain.cancel_request import CancelRequest, DecisionKind, State, Verdict
 from bot.domain.errors import IllegalTransition, NothingDone
+from bot.domain.membership import Group, Membership
 from bot.playground.demo import BEN, CARA, DANA, DESK
 from bot.playground.exchange import Mood
 from bot.playground.slack_records import Message
@@ -73,6 +75,7 @@ PEOPLE: Final = {
     "who asked and may approve": Actor(id="U0BOSS", name="boss", team_id=HOME),
     "who asked": REQUESTER,
     "an approver": APPROVER,
+    "a member of an approvers' group": Actor(id="U0MEMBER", name="member", team_id=HOME),
     "an approver of the card only": Actor(id="U0GONE", name="gone", team_id=HOME),
     "an approver of today only": Actor(id="U0NEW", name="new", team_id=HOME),
     "a stranger": Actor(id="U0STRANGER", name="stranger", team_id=HOME),
@@ -80,9 +83,10 @@ PEOPLE: Final = {
     "the bot itself": Actor(id="U0BOT", name="bot", team_id=HOME),
     "nobody": Actor(id="", name="", team_id=HOME),
 }
-ON_THE_CARD: Final = frozenset({"U0BOSS", APPROVER.id, "U0GONE"})
-TODAY: Final = frozenset({"U0BOSS", APPROVER.id, "U0NEW"})
-MAY_ASK: Final = frozenset({"U0BOSS", REQUESTER.id, APPROVER.id})
+GROUP: Final = "S0DESK"
+ON_THE_CARD: Final = frozenset({"U0BOSS", APPROVER.id, "U0GONE", GROUP})
+TODAY: Final = frozenset({"U0BOSS", APPROVER.id, "U0NEW", GROUP})
+MAY_ASK: Final = frozenset({"U0BOSS", REQUESTER.id, APPROVER.id, GROUP})
 
 MEANING: Final = {
     "yes": None,
@@ -112,22 +116,22 @@ ANY: Final = f"{OPEN} {NOT_OPEN}"
 
 ACCESS: Final = (
     # what is tried, the request's state, and what comes of it for each of PEOPLE, in their order
-    ("command", OPEN, "taken taken taken asker asker asker guest asker asker"),
-    ("command", NOT_OPEN, "yes yes yes asker asker asker guest asker asker"),
-    ("approve", "requested", "early no early no early no guest no no"),
-    ("approve", "pending", "own no yes no no no guest no no"),
-    ("approve", "expired", "over no over no over no guest no no"),
-    ("approve", DECIDED, "late no late no late no guest no no"),
-    ("deny", "requested", "early no early no early no guest no no"),
-    ("deny", "pending", "yes no yes no yes no guest no no"),
-    ("deny", "expired", "over no over no over no guest no no"),
-    ("deny", DECIDED, "late no late no late no guest no no"),
-    ("withdraw", "requested", "early early theirs theirs theirs theirs guest theirs theirs"),
-    ("withdraw", "pending", "yes yes theirs theirs theirs theirs guest theirs theirs"),
-    ("withdraw", "expired", "over over theirs theirs theirs theirs guest theirs theirs"),
-    ("withdraw", DECIDED, "late late theirs theirs theirs theirs guest theirs theirs"),
-    ("forged button", ANY, "button button button button button button button button button"),
-    ("forged value", ANY, "value value value value value value value value value"),
+    ("command", OPEN, "taken taken taken taken asker asker asker guest asker asker"),
+    ("command", NOT_OPEN, "yes yes yes yes asker asker asker guest asker asker"),
+    ("approve", "requested", "early no early early no early no guest no no"),
+    ("approve", "pending", "own no yes yes no no no guest no no"),
+    ("approve", "expired", "over no over over no over no guest no no"),
+    ("approve", DECIDED, "late no late late no late no guest no no"),
+    ("deny", "requested", "early no early early no early no guest no no"),
+    ("deny", "pending", "yes no yes yes no yes no guest no no"),
+    ("deny", "expired", "over no over over no over no guest no no"),
+    ("deny", DECIDED, "late no late late no late no guest no no"),
+    ("withdraw", "requested", "early early theirs theirs theirs theirs theirs guest theirs theirs"),
+    ("withdraw", "pending", "yes yes theirs theirs theirs theirs theirs guest theirs theirs"),
+    ("withdraw", "expired", "over over theirs theirs theirs theirs theirs guest theirs theirs"),
+    ("withdraw", DECIDED, "late late theirs theirs theirs theirs theirs guest theirs theirs"),
+    ("forged button", ANY, "button button button button button button button button button button"),
+    ("forged value", ANY, "value value value value value value value value value value"),
 )
 
 Cell = tuple[str, str, str]  # what is tried, the request's state, who tries
@@ -170,7 +174,11 @@ class Desk:
 
     def workflow(self, approvers: frozenset[str]) -> CancelWorkflow:
         policy = ApprovalPolicy(approvers=approvers, requesters=MAY_ASK, max_open_requests_per_person=10_000)
-        return workflow(self.store, policy)
+        return workflow(self.store, policy, groups=self)
+
+    @staticmethod
+    def membership() -> Membership:
+        return Membership(groups={GROUP: Group(members=frozenset({"U0MEMBER"}), read_at=START)})
 
     def request_in(self, state: str, *, asked_by: Actor = REQUESTER) -> CancelRequest:
         then = self.workflow(ON_THE_CARD)

@@ -75,7 +75,7 @@ def test_everything_that_is_missing_is_told_at_once() -> None:
         "APPROVERS",
         "SLACK_SIGNING_SECRET",
     ]
-    assert "APPROVERS is empty: list at least one Slack user id" in faults
+    assert "APPROVERS is empty: list at least one Slack user id or user group id" in faults
 
 
 def test_what_is_missing_is_told_together_with_what_is_wrong() -> None:
@@ -89,13 +89,17 @@ def test_what_is_missing_is_told_together_with_what_is_wrong() -> None:
 @pytest.mark.parametrize("variable", ["APPROVERS", "REQUESTERS", "NOTIFY"])
 def test_a_list_of_only_commas_is_not_an_empty_list(variable: str) -> None:
     """`REQUESTERS=,` read as empty would let everyone ask; `APPROVERS=,` would let nobody approve."""
-    assert faults_of(ENOUGH | {variable: " , "}) == (f"{variable} lists nobody: write Slack user ids, or unset it",)
+    assert faults_of(ENOUGH | {variable: " , "}) == (
+        f"{variable} lists nobody: write Slack user ids or user group ids, or unset it",
+    )
 
 
 def test_an_empty_allowlist_of_approvers_refuses_the_start() -> None:
     """Empty means nobody; a bot whose cards nobody can approve must not look alive."""
     for empty in ("", "  "):
-        assert faults_of(ENOUGH | {"APPROVERS": empty}) == ("APPROVERS is empty: list at least one Slack user id",)
+        assert faults_of(ENOUGH | {"APPROVERS": empty}) == (
+            "APPROVERS is empty: list at least one Slack user id or user group id",
+        )
 
 
 def test_an_approver_who_is_the_only_requester_could_approve_nothing() -> None:
@@ -167,16 +171,38 @@ def test_people_are_lists_of_user_ids() -> None:
         ("<@U0APPROVER>", "Copy member ID"),
         ("u0approver", "Copy member ID"),
         ("U0APPROVER U0SECOND", "Copy member ID"),
-        ("S0TRADERS", "user group ids are not supported by this version"),
+        ("<!subteam^S0TRADERS>", "Copy group ID"),
+        ("s0traders", "Copy group ID"),
     ],
 )
-def test_names_and_user_groups_are_refused_with_the_way_to_an_id(variable: str, entry: str, cause: str) -> None:
-    """A name is not unique and can be taken by somebody else; a group that is not resolved is a rule not kept."""
+def test_names_are_refused_with_the_way_to_an_id(variable: str, entry: str, cause: str) -> None:
+    """A name is not unique and can be taken by somebody else."""
     (fault,) = faults_of(ENOUGH | {variable: f"U0FIRST,{entry}"})
 
     assert fault.startswith(f"{variable} entry 2 ")
     assert cause in fault
     assert "entry 1" not in fault
+
+
+def test_user_groups_stand_beside_people() -> None:
+    """How many a group stands for is not known here, so it is no reason to refuse the start."""
+    settings = load(APPROVERS="S0DESK,U111", REQUESTERS="S0DESK,S0RISK", NOTIFY="S0ONCALL", APPROVALS_REQUIRED="5")
+
+    assert settings.approvers == {"S0DESK", "U111"}
+    assert settings.notify == ("S0ONCALL",)
+    assert settings.groups == {"S0DESK", "S0RISK"}, "nobody asks who is in a group that is only called"
+    assert load().groups == frozenset()
+    assert load(APPROVERS="S0DESK", REQUESTERS="S0DESK").approvers == {"S0DESK"}
+
+
+def test_no_more_groups_than_slack_lets_us_read() -> None:
+    """Groups that are never fresh would let nobody approve."""
+    groups = [f"S{number:03}" for number in range(11)]
+
+    assert load(APPROVERS=",".join(groups[:10])).groups == set(groups[:10])
+    assert faults_of(ENOUGH | {"APPROVERS": ",".join(groups[:6]), "REQUESTERS": ",".join(groups[6:])}) == (
+        "APPROVERS and REQUESTERS name more than 10 user groups together: name fewer",
+    )
 
 
 @pytest.mark.parametrize("variable", LATER_SETTINGS)

@@ -66,6 +66,9 @@ class Outcome(StrEnum):
 class Reason(StrEnum):
     """Why something was refused or ended: the auditor's words, in `details.reason`."""
 
+    # Wherever somebody would have to be on a list
+    MEMBERSHIP_UNKNOWN = "membership_unknown"  # a user group of the list could not be read
+
     # A command that makes no request
     USAGE = "usage"  # no uuid, or more than one
     NOT_A_UUID = "not_a_uuid"

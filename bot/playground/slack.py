@@ -156,6 +156,13 @@ class SlackWorkspace:
         with self._board.changed:
             self._api.user_groups = {**(self._api.user_groups or {}), group: frozenset(members)}
 
+    def remove_user_group(self, group: str) -> None:
+        """Delete or disable it: Slack knows it no more, unless it is asked for disabled ones."""
+        with self._board.changed:
+            self._api.user_groups = {
+                name: members for name, members in (self._api.user_groups or {}).items() if name != group
+            }
+
     def set_scopes(self, scopes: Collection[str]) -> None:
         with self._board.changed:
             self._api.scopes = set(scopes)

@@ -12,6 +12,7 @@ SCOPES: Final = (
     "chat:write",  # cards, summaries, private answers; with a user's id as the channel also direct messages
     "chat:write.public",  # cards in public channels that nobody invited the bot to
     "commands",  # /cancel
+    "usergroups:read",  # who is in the user groups of APPROVERS and REQUESTERS
 )
 
 

@@ -211,6 +211,7 @@ def command_refused(  # noqa: PLR0913 - each sentence has its facts
         Reason.USAGE: usage(),
         Reason.NOT_A_UUID: _not_a_uuid(text),
         Reason.NOT_A_REQUESTER: _not_a_requester(),
+        Reason.MEMBERSHIP_UNKNOWN: _unknown_requester(),
         Reason.OTHER_WORKSPACE: _from_another_workspace(),
         Reason.CHANNEL_NOT_ALLOWED: _channel_not_allowed(channels),
         Reason.ORDER_HAS_OPEN_REQUEST: _order_has_open_request(open_request, link),
@@ -235,6 +236,16 @@ def _not_a_requester() -> str:
         "You may not ask for a cancel here, so nothing was done. Whoever runs this bot can add you to the people who "
         "may ask (`REQUESTERS`)."
     )
+
+
+def _unknown_requester() -> str:
+    return (
+        "The bot could not read the user groups that say who may ask here, so it cannot tell whether you may. Nothing "
+        f"was done. {_TRY_IN_A_MINUTE}"
+    )
+
+
+_TRY_IN_A_MINUTE: Final = "Try again in a minute; if it stays so, tell whoever runs this bot."
 
 
 def _from_another_workspace() -> str:
@@ -331,6 +342,14 @@ def card_elsewhere(request: CancelRequest, *, link: str | None) -> str:
     )
 
 
+def still_asking_who_may(request: CancelRequest) -> str:
+    return (
+        f"Slack has not told yet who may approve request #{request.id}: the bot is still reading the approvers' user "
+        "groups. Nothing has been sent. You need do nothing; if it takes much longer, the request is given up and you "
+        "are told."
+    )
+
+
 def request_refused(request: CancelRequest) -> str:
     """Why a request ended before anybody could approve it, and what to do.
 
@@ -372,6 +391,13 @@ def _unknown_request() -> str:
 
 def _not_an_approver(request: CancelRequest) -> str:
     return f"You may not decide request #{request.id}, so your click changed nothing. {_who_may(request)}"
+
+
+def _unknown_approver(request: CancelRequest) -> str:
+    return (
+        f"The bot could not read the user groups that say who may decide request #{request.id}, so it cannot tell "
+        f"whether you may. Your click changed nothing. {_TRY_IN_A_MINUTE}"
+    )
 
 
 def _own_request(request: CancelRequest) -> str:
@@ -444,6 +470,7 @@ def _already_decided(request: CancelRequest) -> str:
 
 _CLICK_REFUSALS: Final[Mapping[Reason, Callable[[CancelRequest], str]]] = {
     Reason.NOT_AN_APPROVER: _not_an_approver,
+    Reason.MEMBERSHIP_UNKNOWN: _unknown_approver,
     Reason.OWN_REQUEST: _own_request,
     Reason.NOT_THE_REQUESTER: _not_the_requester,
     Reason.OTHER_WORKSPACE: _request_of_another_workspace,
@@ -654,7 +681,7 @@ def _decided_by(request: CancelRequest, kind: DecisionKind) -> str:
 def _decision(decision: Decision, request: CancelRequest) -> str:
     told = f"{_KIND_WORDS[decision.kind]} by {mention(decision.actor.id)} {when(decision.decided_at)}"
     is_void = decision.kind is DecisionKind.APPROVE and decision.actor.id in request.not_counted
-    return f"{told} (does not count: may no longer approve)" if is_void else told
+    return f"{told} (does not count: not known as an approver now)" if is_void else told
 
 
 _KIND_WORDS: Final = {
@@ -1107,6 +1134,11 @@ _REFUSALS: Final[Mapping[Reason, str]] = {
     Reason.KEY_LACKS_VIEW: (
         "The bot's Upbit key may not read orders: it lacks the permission 주문조회 (View Orders). Whoever runs this "
         "bot can add it at Upbit; then ask again: {again}."
+    ),
+    Reason.MEMBERSHIP_UNKNOWN: (
+        "Slack did not tell the bot who is in the user groups of those who may approve, so nobody could be asked. Try "
+        "again in a minute: {again}. If it stays so, tell whoever runs this bot; if it cannot wait, cancel the order "
+        "at Upbit by hand."
     ),
     Reason.EXCHANGE_UNREACHABLE: (
         "Upbit could not be reached for so long that the request was given up. Ask again later: {again}. If it "

@@ -100,7 +100,7 @@ class Notifier:
 
     def who_am_i(self) -> Identity:
         """Ask Slack whose token this is. Raises CannotPost (the token is no good), TryLater."""
-        answer = _call(self._client.auth_test, permanent=TOKEN_ERRORS)
+        answer = call(self._client.auth_test, permanent=TOKEN_ERRORS)
         self._workspace_url = answer["url"]
         return Identity(team_id=answer["team_id"], team_url=answer["url"], bot_user_id=answer["user_id"])
 
@@ -155,12 +155,12 @@ class Notifier:
             return
         if notice.kind is not NoticeKind.VERDICT:
             try:
-                _call(self._client.chat_postEphemeral, channel=notice.channel_id, user=notice.user_id, text=text)
+                call(self._client.chat_postEphemeral, channel=notice.channel_id, user=notice.user_id, text=text)
             except CannotPost as error:
                 log.info("not told in the channel", extra={"error": error.error, "user": notice.user_id})
             else:
                 return
-        _call(self._client.chat_postMessage, channel=notice.user_id, text=text, unfurl_links=False)
+        call(self._client.chat_postMessage, channel=notice.user_id, text=text, unfurl_links=False)
 
     def can_see_channel(self, channel_id: str) -> bool:
         """Whether Slack lets the bot know of the channel, which is all that it tells without a scope for more.
@@ -170,7 +170,7 @@ class Notifier:
         """
         permanent = TOKEN_ERRORS | {"channel_not_found", "message_not_found"}
         try:
-            _call(self._client.chat_getPermalink, permanent=permanent, channel=channel_id, message_ts=NO_MESSAGE_TS)
+            call(self._client.chat_getPermalink, permanent=permanent, channel=channel_id, message_ts=NO_MESSAGE_TS)
         except CannotPost as error:
             if error.error in TOKEN_ERRORS:
                 raise
@@ -191,7 +191,7 @@ class Notifier:
         if not self._opening.acquire(blocking=False):
             raise TryLater("too_many_forms", nothing_done=True)
         try:
-            _call(self._urgent_client.views_open, trigger_id=trigger_id, view=view)
+            call(self._urgent_client.views_open, trigger_id=trigger_id, view=view)
         except TryLater as error:
             if error.cause != OPENED_BEFORE:
                 raise
@@ -207,7 +207,7 @@ class Notifier:
         if wait_s > 0:
             raise TryLater("not_our_turn", retry_after_s=wait_s, nothing_done=True)
         try:
-            return _call(method, channel=channel, **arguments)
+            return call(method, channel=channel, **arguments)
         except TryLater as error:
             if error.retry_after_s:
                 self._pace.limit(place, retry_after_s=error.retry_after_s)
@@ -234,6 +234,8 @@ class Notifier:
                 return messages.form_not_opened(request)
             case NoticeKind.STILL_READING if request is not None:
                 return messages.still_reading(request)
+            case NoticeKind.STILL_ASKING_WHO_MAY if request is not None:
+                return messages.still_asking_who_may(request)
             case NoticeKind.REQUEST_REFUSED if request is not None:
                 return messages.request_refused(request)
             case NoticeKind.CARD_ELSEWHERE if request is not None:
@@ -244,7 +246,7 @@ class Notifier:
                 raise CannotPost("nothing_to_say")
 
 
-def _call(
+def call(
     method: Callable[..., SlackResponse], *, permanent: frozenset[str] = PERMANENT_ERRORS, **arguments: Any
 ) -> SlackResponse:
     """One call of Slack's Web API. Raises CannotPost for the permanent errors, TryLater for any other."""
