@@ -978,7 +978,7 @@ class CancelWorkflow:
                 reason=reason,
                 user_id=request.requester.id,
                 channel_id=request.channel_id,
-                response_url=_usable_response_url(tx),
+                response_url=_usable_response_url(request, tx.now),
             )
         )
         return refused
@@ -1419,7 +1419,7 @@ class CancelWorkflow:
                     kind=NoticeKind.CARD_ELSEWHERE,
                     user_id=request.requester.id,
                     channel_id=request.channel_id,
-                    response_url=_usable_response_url(tx),
+                    response_url=_usable_response_url(request, tx.now),
                 )
             )
 
@@ -1559,10 +1559,9 @@ def _locked(tx: Transaction) -> CancelRequest:
     return request
 
 
-def _usable_response_url(tx: Transaction) -> str | None:
+def _usable_response_url(request: CancelRequest, now: datetime) -> str | None:
     """The response_url of the command, as long as Slack takes it."""
-    request = _locked(tx)
-    return request.response_url if tx.now - request.created_at < RESPONSE_URL_LIFETIME else None
+    return request.response_url if now - request.created_at < RESPONSE_URL_LIFETIME else None
 
 
 def _wait_s(request: CancelRequest, now: datetime) -> float:

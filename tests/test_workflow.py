@@ -438,7 +438,8 @@ def test_a_channel_that_takes_no_card_ends_the_request(story: Story) -> None:
     request = story.request(request_id)
     assert request.state is State.REFUSED
     assert request.cause == "cannot_post:not_in_channel"
-    assert [line.reason for line in story.lines(NoticeKind.REQUEST_REFUSED)] == [Reason.CANNOT_POST]
+    (line,) = story.lines(NoticeKind.REQUEST_REFUSED)
+    assert (line.reason, line.response_url) == (Reason.CANNOT_POST, RESPONSE_URL)
 
 
 def test_a_card_goes_to_the_approvals_channel_and_who_asked_is_told_where(story: Story) -> None:
