@@ -115,6 +115,7 @@ PASTS: Final[dict[str, Past]] = {
     Action.ORDER_CHANGED: _waited(fate=PARTLY),
     Action.ORDER_UNSEEN: _waited(listed=Mood.WRONG_UUID, looked_at=Mood.ORDER_NOT_FOUND_LIE),
     Action.REFRESH_FAILED: _waited(listed=Mood.HTTP_500),
+    Action.REMINDER_SENT: Past(dead_for_s=15 * 60 + 1, state=State.PENDING),
     "exchange.get_orders": _waited(),
     "take_refresh": _waited(),
     "saw_unchanged": _waited(),
