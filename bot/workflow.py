@@ -144,6 +144,7 @@ class Command:
     requester: Actor
     team_id: str
     channel_id: str
+    in_private: bool = True  #: whether the channel is one that not everybody can read; True where that is not known
     response_url: str | None
     order_uuid: str | None  #: None where the text was not understood
     reason: str = ""

@@ -63,6 +63,7 @@ def command(**changes: Any) -> Command:
         "requester": REQUESTER,
         "team_id": HOME,
         "channel_id": "C0DESK",
+        "in_private": False,
         "response_url": RESPONSE_URL,
         "order_uuid": order_uuid(),
         "reason": "wrong price",

@@ -133,6 +133,26 @@ def test_any_payload_of_a_command_is_read(body: dict[str, Any]) -> None:
     assert command.fault is not None
 
 
+@pytest.mark.parametrize(
+    ("channel_id", "channel_name", "is_told"),
+    [
+        ("C0DESK", "desk", False),
+        ("C0VAULT", "privategroup", True),
+        ("G0VAULT", "privategroup", True),
+        ("G0VAULT", "vault", True),
+        ("D0DM", "directmessage", True),
+        ("D0DM", "ben", True),
+        ("C0MANY", "mpdm-dana--ben--cara-1", True),
+        ("C0DESK", "", True),
+    ],
+)
+def test_a_place_is_private_unless_slack_tells_its_name(channel_id: str, channel_name: str, *, is_told: bool) -> None:
+    """What is typed in a private channel must not be told to the whole workspace later."""
+    read = parse_command({"channel_id": channel_id, "channel_name": channel_name})
+
+    assert read.in_private is is_told
+
+
 # Which request a button means
 
 

@@ -90,6 +90,17 @@ def test_the_columns_for_approvals_come_and_go_under_rows_of_the_version_before(
     fill(empty)
 
 
+def test_what_was_asked_before_it_was_noted_where_counts_as_asked_in_private(empty: Database) -> None:
+    """Also what a process of the version before adds while the new one is rolled out: it does not tell."""
+    migrate(empty)
+    create(SqlStore(empty), in_private=False)
+    assert not present(SqlStore(empty).read(1)).in_private
+    migrate(empty, revision="0003")
+    migrate(empty)
+    assert present(SqlStore(empty).read(1)).in_private
+    assert rows(empty, "SELECT state FROM cancel_requests") == [("requested",)]
+
+
 def test_migrating_twice_changes_nothing(empty: Database) -> None:
     """`bot run` migrates its SQLite file at every start."""
     migrate(empty)

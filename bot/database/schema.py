@@ -116,6 +116,7 @@ cancel_requests = Table(
     Column("refresh_at", UtcTime, nullable=False, server_default=text("'1970-01-01T00:00:00.000000Z'")),
     Column("approval_rule", Text),
     Column("not_counted", Text, nullable=False, server_default=""),
+    Column("in_private", Boolean, nullable=False, server_default=text("true")),
     UniqueConstraint("trigger_id"),
     Index(
         "uq_cancel_requests_open_order",

@@ -371,6 +371,7 @@ class SqlTransaction:
                 reason=command.reason,
                 team_id=command.team_id,
                 channel_id=command.channel_id,
+                in_private=command.in_private,
                 trigger_id=command.trigger_id,
                 response_url=command.response_url,
                 created_at=self.now,

@@ -32,6 +32,8 @@ KINDS: Final = {
 }
 
 MAX_REQUEST_ID_DIGITS: Final = 15
+PRIVATE_NAMES: Final = frozenset({"privategroup", "directmessage"})
+GROUP_DM_PREFIX: Final = "mpdm-"
 QUOTES: Final = "`'\"‘’“”*_~<>"  # noqa: RUF001 - Slack and phones put these around what people paste
 
 
@@ -141,11 +143,21 @@ def parse_command(body: Mapping[str, Any]) -> Command:
         requester=Actor(id=_text(body, "user_id"), name=_text(body, "user_name"), team_id=team_id),
         team_id=team_id,
         channel_id=_text(body, "channel_id"),
+        in_private=is_private(_text(body, "channel_id"), _text(body, "channel_name")),
         response_url=_text(body, "response_url") or None,
         order_uuid=order_uuid,
         reason=reason,
         fault=fault,
     )
+
+
+def is_private(channel_id: str, channel_name: str) -> bool:
+    """Whether not everybody of the workspace can read what is typed there; Slack keeps the names of such places back.
+
+    What cannot be told counts as private. https://docs.slack.dev/interactivity/implementing-slash-commands
+    """
+    is_named = bool(channel_name) and channel_name not in PRIVATE_NAMES and not channel_name.startswith(GROUP_DM_PREFIX)
+    return not (is_named and channel_id.startswith("C"))
 
 
 def parse_text(text: str) -> tuple[str | None, str, Reason | None]:
