@@ -209,6 +209,7 @@ class Bot:
         listeners = Listeners(
             workflow=self._workflow,
             afterwards=self,
+            forms=self._notifier,
             identity=lambda: self._identity,
             max_open_requests=settings.max_open_requests_per_person,
         )

@@ -22,9 +22,18 @@ from bot.domain.answer import CancelAnswer, LookAnswer, OrdersAnswer
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Reason
 from bot.domain.cancel_request import CancelRequest, DecisionKind
-from bot.domain.errors import CommitInDoubt, NothingDone, StoreError
-from bot.slack import messages
-from bot.slack.listeners import Listeners, clean, parse_click, parse_command, parse_request_id, parse_text
+from bot.domain.errors import CommitInDoubt, MessengerError, NothingDone, StoreError
+from bot.playground.slack_blocks import view_faults
+from bot.slack import messages, views
+from bot.slack.listeners import (
+    Listeners,
+    clean,
+    parse_click,
+    parse_command,
+    parse_request_id,
+    parse_submission,
+    parse_text,
+)
 from bot.slack.notifier import Identity
 from bot.workflow import CancelWorkflow, Lane, Lease, Notice, Store, Transaction, Watched
 
@@ -260,6 +269,61 @@ def test_any_payload_of_a_click_is_read(body: dict[str, Any]) -> None:
     assert click.request_id is None or click.request_id > 0
 
 
+# What was filled into a form
+
+
+def submission_payload(callback_id: str, values: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    """A submitted form, with the text of each input by its block."""
+    state = {block_id: {block_id: {"type": "plain_text_input", "value": value}} for block_id, value in values.items()}
+    view = {
+        "id": "V1",
+        "type": "modal",
+        "callback_id": callback_id,
+        "private_metadata": "42",
+        "state": {"values": state},
+    }
+    return {
+        "type": "view_submission",
+        "team": {"id": "T0PLAY"},
+        "user": {"id": "U0BEN", "username": "ben", "team_id": "T0PLAY"},
+        "trigger_id": "trigger-8",
+        "view": {**view, **changed},
+    }
+
+
+def submitted(app: App, callback_id: str, values: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    """What the form is answered; empty where it closes."""
+    payload = submission_payload(callback_id, values, **changed)
+    answer = deliver(app, {"payload": json.dumps(payload)})
+    assert answer.status == 200
+    return dict(json.loads(answer.body or "{}"))
+
+
+def test_a_form_is_read_from_what_was_filled_in_and_the_person_alone() -> None:
+    """What it is about comes back as we gave it; names and ids come from Slack, never from the form."""
+    submission = parse_submission(submission_payload("a_form", {"reason": " a\x00b ", "other": None}))
+
+    assert (submission.callback_id, submission.private_metadata) == ("a_form", "42")
+    assert submission.values == {"reason": "a b"}
+    assert (submission.actor.id, submission.actor.name, submission.actor.team_id) == ("U0BEN", "ben", "T0PLAY")
+    assert (submission.team_id, submission.trigger_id) == ("T0PLAY", "trigger-8")
+
+
+def test_a_chosen_option_is_read_by_its_value() -> None:
+    """A select gives an option where a text field gives a text."""
+    chosen = {"order": {"choose": {"type": "static_select", "selected_option": {"value": UUID}}}}
+
+    assert parse_submission(submission_payload("a_form", {}, state={"values": chosen})).values == {"order": UUID}
+
+
+@given(st.dictionaries(st.sampled_from(["view", "user", "team", "state", "values"]), Json | Payload))
+def test_any_payload_of_a_form_is_read(body: dict[str, Any]) -> None:
+    """A listener that raises is an error in the person's form, without the reason."""
+    submission = parse_submission(body)
+
+    assert all(value.strip() for value in submission.values.values())
+
+
 # What is answered when it cannot be written down
 
 
@@ -273,6 +337,19 @@ class Afterwards:
 
     def tell_now(self, response_url: str, text: str) -> None:
         self.told.append((response_url, text))
+
+
+class Forms:
+    """The forms that were opened; or a Slack that opens none."""
+
+    def __init__(self, failure: MessengerError | None = None) -> None:
+        self.opened: list[tuple[str, views.View]] = []
+        self._failure = failure
+
+    def open_view(self, trigger_id: str, view: views.View) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self.opened.append((trigger_id, view))
 
 
 class BrokenStore:
@@ -371,7 +448,13 @@ def bolt_app(
     return app_on(BrokenStore(failure, read_again), afterwards=afterwards, identity=identity)
 
 
-def app_on(store: Store, *, afterwards: Afterwards | None = None, identity: Identity | None = IDENTITY) -> App:
+def app_on(
+    store: Store,
+    *,
+    afterwards: Afterwards | None = None,
+    forms: Forms | None = None,
+    identity: Identity | None = IDENTITY,
+) -> App:
     listeners = Listeners(
         workflow=CancelWorkflow(
             store=store,
@@ -383,6 +466,7 @@ def app_on(store: Store, *, afterwards: Afterwards | None = None, identity: Iden
             new_nonce=lambda: "nonce",
         ),
         afterwards=afterwards or Afterwards(),
+        forms=forms or Forms(),
         identity=lambda: identity,
         max_open_requests=20,
     )
@@ -552,3 +636,13 @@ def test_a_click_that_counts_is_followed_by_a_nudge(store: SqlStore) -> None:
 
     assert afterwards.nudged == [42]
     assert afterwards.told == []
+
+
+@pytest.mark.parametrize("callback_id", ["of_another_version", "", "line\nbreak", "x" * 255])
+def test_a_form_that_is_not_ours_any_more_is_answered(store: SqlStore, callback_id: str) -> None:
+    """Somebody may have it open while the bot is replaced; unanswered, Slack shows an error without a reason."""
+    answer = submitted(app_on(store), callback_id, {"reason": "typo"})
+
+    assert answer["response_action"] == "update"
+    assert answer["view"]["blocks"][0]["text"]["text"] == messages.unknown_form()
+    assert view_faults(answer["view"]) == []

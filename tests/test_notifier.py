@@ -1,5 +1,6 @@
 """The notifier against a Slack workspace on loopback, with Slack's own refusals and moods."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from bot.domain.errors import CannotPost, MessengerError, TryLater
 from bot.domain.order import Order
 from bot.playground.slack import CHANNELS, PEOPLE, SlackWorkspace
 from bot.playground.slack_records import Channel, Message
-from bot.slack.notifier import PERMANENT_ERRORS, Identity, Notifier
+from bot.slack.notifier import OPEN_VIEW_TIMEOUT_S, PERMANENT_ERRORS, Identity, Notifier
 from bot.workflow import Notice, NoticeKind
 
 NOW = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
@@ -453,3 +454,54 @@ def test_a_click_on_an_unknown_request_is_answered(workspace: SlackWorkspace, no
     notifier.tell(refused_click(reason=Reason.UNKNOWN_REQUEST, request=None))
 
     assert "does not know the request" in workspace.ephemerals("U0DANA")[-1].text
+
+
+# Forms
+
+
+FORM = {"type": "modal", "title": {"type": "plain_text", "text": "A form"}, "blocks": [{"type": "divider"}]}
+
+
+def test_a_form_opens_before_who_clicked(workspace: SlackWorkspace, notifier: Notifier) -> None:
+    """Whose trigger it is decides; and a delivery that comes twice opens it once and is no failure."""
+    workspace.command("U0DANA", "C0DESK", "", trigger_id="trigger-1")
+
+    notifier.open_view("trigger-1", FORM)
+    notifier.open_view("trigger-1", FORM)
+
+    assert [view.title for view in workspace.views("U0DANA")] == ["A form"]
+    assert workspace.views("U0BEN") == []
+
+
+def test_a_form_for_which_it_is_too_late_is_not_tried_again(
+    workspace: SlackWorkspace, notifier: Notifier, clock: Time
+) -> None:
+    """A trigger lives 3 s; what is left then is to say so."""
+    workspace.command("U0DANA", "C0DESK", "", trigger_id="trigger-1")
+    clock.now += 3.0
+
+    with pytest.raises(MessengerError, match="expired_trigger_id"):
+        notifier.open_view("trigger-1", FORM)
+    assert len(workspace.calls("views.open")) == 1
+
+
+@pytest.mark.parametrize("mood", ["away", "http_500", "ratelimited", "drop_answer_after_doing", "error:ratelimited"])
+def test_a_form_is_asked_for_once(workspace: SlackWorkspace, notifier: Notifier, mood: str) -> None:
+    """A listener waits for it: there is no time for a second try."""
+    workspace.command("U0DANA", "C0DESK", "", trigger_id="trigger-1")
+    workspace.set_mood(mood, method="views.open")
+
+    with pytest.raises(MessengerError):
+        notifier.open_view("trigger-1", FORM)
+    assert len(workspace.calls("views.open")) == 1
+
+
+def test_a_slack_that_hangs_is_given_up_in_time_for_the_answer(workspace: SlackWorkspace, notifier: Notifier) -> None:
+    """Slack waits 3 s for the listener, which waits 1.5 s for Slack."""
+    workspace.command("U0DANA", "C0DESK", "", trigger_id="trigger-1")
+    workspace.set_mood("slow", method="views.open", delay_s=30.0)
+    began = time.monotonic()
+
+    with pytest.raises(TryLater):
+        notifier.open_view("trigger-1", FORM)
+    assert OPEN_VIEW_TIMEOUT_S <= time.monotonic() - began < 2.5

@@ -327,6 +327,9 @@ class Unhurried:
     def tell_now(self, response_url: str, text: str) -> None:
         raise AssertionError(text)
 
+    def open_view(self, trigger_id: str, view: dict[str, Any]) -> None:
+        raise AssertionError(trigger_id)
+
 
 class Front:
     """The door, Bolt, the listeners and the core, wired as in the process, on a migrated database; the time is ours."""
@@ -347,7 +350,11 @@ class Front:
             monotonic=lambda: 0.0,
         )
         listeners = Listeners(
-            workflow=self.workflow, afterwards=Unhurried(), identity=lambda: IDENTITY, max_open_requests=20
+            workflow=self.workflow,
+            afterwards=Unhurried(),
+            forms=Unhurried(),
+            identity=lambda: IDENTITY,
+            max_open_requests=20,
         )
         self.signed_at = int(time.time())  # Bolt checks the time as well, by the machine's clock
         self.age_s = 0

@@ -16,9 +16,9 @@ from slack_bolt.authorization import AuthorizeResult
 
 from bot.domain.audit import Actor, Reason
 from bot.domain.cancel_request import DecisionKind
-from bot.domain.errors import CommitInDoubt, StoreError
+from bot.domain.errors import CommitInDoubt, MessengerError, StoreError
 from bot.domain.order import UUID_PATTERN
-from bot.slack import messages
+from bot.slack import messages, views
 from bot.slack.notifier import Identity
 from bot.workflow import CancelWorkflow, Click, Command, CommandAnswer
 
@@ -49,12 +49,33 @@ class Afterwards(Protocol):
         ...
 
 
+class Forms(Protocol):
+    """The one thing that a listener asks of Slack itself, since a trigger_id lives 3 s."""
+
+    def open_view(self, trigger_id: str, view: views.View) -> None:
+        """Open a form before the person, within 1.5 s and without a second try. Raises CannotPost, TryLater."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submission:
+    """What a person filled into a form, and which form it was."""
+
+    callback_id: str
+    private_metadata: str
+    values: Mapping[str, str]  #: block_id -> the text, or the value of the option; only what was filled in
+    actor: Actor
+    team_id: str
+    trigger_id: str | None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Listeners:
     """The listeners and what they need. `identity` gives None until Slack has told who we are."""
 
     workflow: CancelWorkflow
     afterwards: Afterwards
+    forms: Forms
     identity: Callable[[], Identity | None]
     max_open_requests: int
 
@@ -80,6 +101,7 @@ class Listeners:
         )
         app.command(COMMAND)(self.on_command)
         app.action(re.compile(".*", re.DOTALL))(self.on_click)
+        app.view(re.compile(".*", re.DOTALL))(self.on_submission)
         return app
 
     def on_command(self, ack: Ack, body: dict[str, Any]) -> None:
@@ -133,6 +155,25 @@ class Listeners:
         ack()
         return None
 
+    def on_submission(self, ack: Ack, body: dict[str, Any]) -> None:
+        """A form was submitted; the answer closes it, says in it what is wrong, or takes its place."""
+        submission = parse_submission(body)
+        answer = self._read_form(submission)
+        ack(answer) if answer else ack()
+
+    def _read_form(self, submission: Submission) -> dict[str, Any]:
+        log.info("a form of another version was submitted", extra={"callback_id": submission.callback_id})
+        return views.replace_with(views.told(messages.unknown_form()))
+
+    def open_form(self, trigger_id: str, view: views.View) -> bool:
+        """Whether Slack took it. It is asked once, so that the answer leaves in time."""
+        try:
+            self.forms.open_view(trigger_id, view)
+        except MessengerError as error:
+            log.warning("a form could not be opened: %s", error)
+            return False
+        return True
+
 
 def parse_command(body: Mapping[str, Any]) -> Command:
     """The command of a slash command's payload: https://docs.slack.dev/interactivity/implementing-slash-commands."""
@@ -178,23 +219,39 @@ def parse_click(body: Mapping[str, Any]) -> Click:
 
     The request is the one whose id the button carries; nothing is read back from the message.
     """
-    user, action = _object(body, "user"), _first_action(body)
+    action = _first_action(body)
     container = _object(body, "container")
     return Click(
         kind=KINDS.get(_text(action, "action_id")),
         request_id=parse_request_id(_text(action, "value")),
-        # In a shared channel only the user's own team_id tells that somebody is a guest.
-        actor=Actor(
-            id=_text(user, "id"),
-            name=_text(user, "username") or _text(user, "name"),
-            team_id=_text(user, "team_id"),
-        ),
+        actor=_person(body),
         team_id=_text(_object(body, "team"), "id"),
         channel_id=_text(container, "channel_id") or _text(_object(body, "channel"), "id"),
         message_ts=_text(container, "message_ts") or None,
         response_url=_text(body, "response_url") or None,
         trigger_id=_text(body, "trigger_id") or None,
     )
+
+
+def parse_submission(body: Mapping[str, Any]) -> Submission:
+    """A view_submission: https://docs.slack.dev/reference/interaction-payloads/view-interactions-payload."""
+    view = _object(body, "view")
+    inputs = _object(_object(view, "state"), "values")
+    filled = {clean(block_id): _filled_in(_object(inputs, block_id)) for block_id in inputs}
+    return Submission(
+        callback_id=_text(view, "callback_id"),
+        private_metadata=_text(view, "private_metadata"),
+        values={block_id: value for block_id, value in filled.items() if value},
+        actor=_person(body),
+        team_id=_text(_object(body, "team"), "id"),
+        trigger_id=_text(body, "trigger_id") or None,
+    )
+
+
+def _filled_in(elements: Mapping[str, Any]) -> str:
+    """An input block holds one element, whose action_id says nothing more."""
+    element = next((each for each in elements.values() if isinstance(each, dict)), {})
+    return _text(element, "value") or _text(_object(element, "selected_option"), "value")
 
 
 def parse_request_id(value: str) -> int | None:
@@ -213,6 +270,14 @@ def _clean_char(char: str) -> str:
     if category == "Cs":
         return "\ufffd"
     return " " if category == "Cc" else char
+
+
+def _person(body: Mapping[str, Any]) -> Actor:
+    """Who clicked or submitted. In a shared channel only the user's own team_id tells that somebody is a guest."""
+    user = _object(body, "user")
+    return Actor(
+        id=_text(user, "id"), name=_text(user, "username") or _text(user, "name"), team_id=_text(user, "team_id")
+    )
 
 
 def _first_action(body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -267,6 +267,13 @@ def unknown_button() -> str:
     )
 
 
+def unknown_form() -> str:
+    return (
+        "This version of the bot does not know that form, so what you filled in was not read, and nothing was done. "
+        "Close it, and begin again from the card or with `/cancel`."
+    )
+
+
 # --- Private notices ------------------------------------------------------------------------------------------------
 
 

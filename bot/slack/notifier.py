@@ -57,6 +57,12 @@ https://docs.slack.dev/reference/methods/chat.postMessage
 TOKEN_ERRORS: Final = frozenset({"account_inactive", "invalid_auth", "not_authed", "token_expired", "token_revoked"})
 """What `auth.test` says of a token that is no good: https://docs.slack.dev/reference/methods/auth.test"""
 
+OPEN_VIEW_TIMEOUT_S: Final = 1.5
+"""A listener waits for this call, and Slack for the listener: 3 s in all, which is also how long a trigger_id lives."""
+
+OPENED_BEFORE: Final = "exchanged_trigger_id"
+"""An earlier delivery of the same click has opened the view."""
+
 CARD_NAMESPACE: Final = uuid.UUID("7f4c1c0e-3d0b-5f0c-9a51-2f4f6f1f8f5e")
 
 
@@ -75,6 +81,9 @@ class Notifier:
     def __init__(self, *, token: str, api_url: str, notify: Sequence[str], timeout_s: int = TIMEOUT_S) -> None:
         # No retry handlers: slack_sdk's would post twice when an answer is lost. The row's due time retries.
         self._client = WebClient(token=token, base_url=api_url, timeout=timeout_s, retry_handlers=[])
+        # urllib takes a fraction of a second, whatever slack_sdk's annotation says.
+        urgent: Any = OPEN_VIEW_TIMEOUT_S
+        self._urgent_client = WebClient(token=token, base_url=api_url, timeout=urgent, retry_handlers=[])
         self._notify = tuple(notify)
         self._timeout_s = timeout_s
         self._pace = Pace()
@@ -129,6 +138,14 @@ class Notifier:
             else:
                 return
         _call(self._client.chat_postMessage, channel=notice.user_id, text=text, unfurl_links=False)
+
+    def open_view(self, trigger_id: str, view: dict[str, Any]) -> None:
+        """Open a form before the person whose click or command this was, once. Raises CannotPost, TryLater."""
+        try:
+            _call(self._urgent_client.views_open, trigger_id=trigger_id, view=view)
+        except TryLater as error:
+            if error.cause != OPENED_BEFORE:
+                raise
 
     def _call_in_turn(
         self, request_id: int, method: Callable[..., SlackResponse], *, channel: str, **arguments: Any
