@@ -21,6 +21,7 @@ from bot.database.migration import check_revision, migrate
 from bot.database.store import SqlStore
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.errors import MessengerError, StoreError, TryLater
+from bot.inquiry import Inquiry
 from bot.settings import Settings
 from bot.slack.listeners import Listeners
 from bot.slack.notifier import TIMEOUT_S, Identity, Notifier
@@ -208,6 +209,7 @@ class Bot:
         secret = None if settings.socket_mode else settings.slack_signing_secret.get_secret_value()
         listeners = Listeners(
             workflow=self._workflow,
+            inquiry=Inquiry(records=self._store, policy=build_policy(settings)),
             afterwards=self,
             forms=self._notifier,
             identity=lambda: self._identity,

@@ -463,7 +463,11 @@ class CancelWorkflow:
             home_team=home_team,
             open_requests=tx.count_open_requests_of(command.requester.id),
         )
-        if refusal is Reason.OTHER_WORKSPACE or refusal is Reason.NOT_A_REQUESTER:
+        if refusal is Reason.OTHER_WORKSPACE:
+            return refusal
+        if command.fault is Reason.NOT_A_QUESTION:
+            return command.fault  # everybody may ask a question, so nobody is told that they may not
+        if refusal is Reason.NOT_A_REQUESTER:
             return refusal
         if command.order_uuid is None:
             return command.fault or Reason.USAGE

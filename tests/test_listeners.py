@@ -14,15 +14,18 @@ from hypothesis import strategies as st
 from slack_bolt import App
 from slack_bolt.request import BoltRequest
 from slack_bolt.response import BoltResponse
+from sqlalchemy import select
 
 from bot.database.engine import Database
 from bot.database.migration import migrate
+from bot.database.schema import audit_events
 from bot.database.store import SqlStore
 from bot.domain.answer import CancelAnswer, LookAnswer, OrdersAnswer
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Reason
 from bot.domain.cancel_request import CancelRequest, DecisionKind
 from bot.domain.errors import CommitInDoubt, MessengerError, NothingDone, StoreError
+from bot.inquiry import Inquiry, Wanted
 from bot.playground.slack_blocks import view_faults
 from bot.slack import messages, views
 from bot.slack.listeners import (
@@ -35,7 +38,7 @@ from bot.slack.listeners import (
     parse_text,
 )
 from bot.slack.notifier import Identity
-from bot.workflow import CancelWorkflow, Lane, Lease, Notice, Store, Transaction, Watched
+from bot.workflow import CancelWorkflow, Lane, Lease, Notice, Transaction, Watched
 
 UUID = "cdd92199-2897-4e14-9448-f923320408ad"
 OTHER_UUID = "9ca023a5-851b-4fec-9f0a-48cd83c2eaae"
@@ -371,6 +374,12 @@ class BrokenStore:
     def request_of_trigger(self, trigger_id: str) -> int | None:
         return self._read_again()
 
+    def list_requests(self, wanted: Wanted, *, limit: int) -> Sequence[CancelRequest]:
+        raise self._failure
+
+    def requester_called(self, name: str) -> str | None:
+        raise self._failure
+
     def lease(self, request_id: int, lane: Lane, *, kept: Lease | None = None) -> Lease | None:
         raise NotImplementedError
 
@@ -449,18 +458,20 @@ def bolt_app(
 
 
 def app_on(
-    store: Store,
+    store: SqlStore | BrokenStore,
     *,
     afterwards: Afterwards | None = None,
     forms: Forms | None = None,
     identity: Identity | None = IDENTITY,
 ) -> App:
+    policy = ApprovalPolicy(approvers=frozenset({"U0BEN"}))
     listeners = Listeners(
+        inquiry=Inquiry(records=store, policy=policy),
         workflow=CancelWorkflow(
             store=store,
             exchange=Nobody(),
             messenger=Nobody(),
-            policy=ApprovalPolicy(approvers=frozenset({"U0BEN"})),
+            policy=policy,
             approval_ttl=timedelta(minutes=30),
             send_within=timedelta(minutes=5),
             new_nonce=lambda: "nonce",
@@ -489,6 +500,7 @@ def typed(app: App, text: str = UUID, *, trigger_id: str = "trigger-1") -> str:
             "user_name": "dana",
             "team_id": "T0PLAY",
             "channel_id": "C0DESK",
+            "channel_name": "desk",
             "response_url": "http://127.0.0.1:9/response",
         },
     )
@@ -646,3 +658,59 @@ def test_a_form_that_is_not_ours_any_more_is_answered(store: SqlStore, callback_
     assert answer["response_action"] == "update"
     assert answer["view"]["blocks"][0]["text"]["text"] == messages.unknown_form()
     assert view_faults(answer["view"]) == []
+
+
+# What questions are answered
+
+
+def test_questions_are_answered_privately_and_change_nothing(store: SqlStore) -> None:
+    """Who reads leaves no trace in the audit: nothing has happened."""
+    afterwards = Afterwards()
+    app = app_on(store, afterwards=afterwards)
+    typed(app)
+    with store.transaction(1) as tx:
+        tx.change(card_channel_id="C0DESK", card_ts="1.000002")
+
+    link = "<https://playground.slack.com/archives/C0DESK/p1000002|"
+    assert f"{link}open it>" in typed(app, "status #1", trigger_id="trigger-2")
+    assert typed(app, f"status `{UUID.upper()}`", trigger_id="trigger-3").startswith("*Request #1:* reading the order")
+    for question in ("open", "history", "history @dana", f"history {UUID} me"):
+        assert f"{link}#1>" in typed(app, question, trigger_id=question)
+    assert typed(app, "help", trigger_id="trigger-4") == messages.help_text()
+    assert "no such request" in typed(app, "status #2", trigger_id="trigger-5")
+    assert afterwards.nudged == [1]
+    assert [action for action, _ in audited(store)] == ["request.created"]
+
+
+def audited(store: SqlStore) -> list[tuple[str, str | None]]:
+    """Every event, the oldest first, with its reason."""
+    with store._database.read() as connection:
+        rows = connection.execute(select(audit_events).order_by(audit_events.c.seq)).mappings()
+        return [(row["action"], json.loads(row["details"]).get("reason")) for row in rows]
+
+
+def test_a_question_that_is_not_understood_is_refused_with_the_ways_to_ask(store: SqlStore) -> None:
+    """And audited like any refused command."""
+    said = typed(app_on(store), "history <!channel> yesterday")
+
+    assert "was not understood, and nothing was done" in said
+    assert "<!" not in said
+    assert audited(store) == [("command.refused", "not_a_question")]
+
+
+def test_people_of_another_workspace_are_answered_no_question(store: SqlStore) -> None:
+    """They are refused as for a command, and that is written down."""
+    elsewhere = Identity(team_id="T0OURS", team_url="https://ours.slack.com/", bot_user_id="U0BOT")
+    app = app_on(store, identity=elsewhere)
+
+    for question in ("help", "open", "status #1", "history of everything"):
+        assert typed(app, question, trigger_id=question) == messages.command_refused(Reason.OTHER_WORKSPACE)
+    assert audited(store) == [("command.refused", "other_workspace")] * 4
+
+
+def test_a_question_that_cannot_be_read_is_not_answered_with_nothing() -> None:
+    """An empty list would be taken for the truth."""
+    app = bolt_app(NothingDone("the database is away"), fails)
+
+    for question in ("open", "history @ben", f"status {UUID}", "status #1"):
+        assert typed(app, question) == messages.could_not_be_read()

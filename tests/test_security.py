@@ -54,6 +54,7 @@ from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Action, Actor, Reason
 from bot.domain.cancel_request import CancelRequest, DecisionKind, State, Verdict
 from bot.domain.errors import IllegalTransition, NothingDone
+from bot.inquiry import Inquiry
 from bot.playground.demo import BEN, CARA, DANA, DESK
 from bot.playground.exchange import Mood
 from bot.playground.slack_records import Message
@@ -351,6 +352,7 @@ class Front:
         )
         listeners = Listeners(
             workflow=self.workflow,
+            inquiry=Inquiry(records=self.store, policy=ApprovalPolicy(approvers=frozenset())),
             afterwards=Unhurried(),
             forms=Unhurried(),
             identity=lambda: IDENTITY,

@@ -7,7 +7,7 @@ import logging
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
@@ -18,8 +18,10 @@ from bot.domain.audit import Actor, Reason
 from bot.domain.cancel_request import DecisionKind
 from bot.domain.errors import CommitInDoubt, MessengerError, StoreError
 from bot.domain.order import UUID_PATTERN
+from bot.inquiry import Inquiry
 from bot.slack import messages, views
 from bot.slack.notifier import Identity
+from bot.slack.typed import MAX_REQUEST_ID_DIGITS, QUOTES, Question, Topic, parse_question
 from bot.workflow import CancelWorkflow, Click, Command, CommandAnswer
 
 log = logging.getLogger(__name__)
@@ -31,10 +33,8 @@ KINDS: Final = {
     messages.ACTION_WITHDRAW: DecisionKind.WITHDRAW,
 }
 
-MAX_REQUEST_ID_DIGITS: Final = 15
 PRIVATE_NAMES: Final = frozenset({"privategroup", "directmessage"})
 GROUP_DM_PREFIX: Final = "mpdm-"
-QUOTES: Final = "`'\"‘’“”*_~<>"  # noqa: RUF001 - Slack and phones put these around what people paste
 
 
 class Afterwards(Protocol):
@@ -74,6 +74,7 @@ class Listeners:
     """The listeners and what they need. `identity` gives None until Slack has told who we are."""
 
     workflow: CancelWorkflow
+    inquiry: Inquiry
     afterwards: Afterwards
     forms: Forms
     identity: Callable[[], Identity | None]
@@ -112,6 +113,11 @@ class Listeners:
         if identity is None:
             return messages.starting()
         command = parse_command(body)
+        question = parse_question(_text(body, "text"), person_id=command.requester.id)
+        if question is not None:
+            if self.inquiry.refusal(command.requester, home_team=identity.team_id) is None and question.wanted:
+                return self._tell(question, command, identity)
+            command = replace(command, order_uuid=None, fault=Reason.NOT_A_QUESTION)
         try:
             answer = self.workflow.command(command, home_team=identity.team_id)
         except CommitInDoubt as error:
@@ -124,6 +130,26 @@ class Listeners:
             self.afterwards.nudge(answer.request_id)
             return messages.recorded(answer.request_id)
         return self._refused(answer, body, identity)
+
+    def _tell(self, question: Question, command: Command, identity: Identity) -> str:
+        """What somebody asked about requests."""
+        assert question.wanted is not None
+        where = {"person_id": command.requester.id, "channel_id": command.channel_id}
+        try:
+            match question.topic:
+                case Topic.HELP:
+                    return messages.help_text()
+                case Topic.STATUS:
+                    return messages.status(
+                        self.inquiry.status(question.wanted, **where), workspace_url=identity.team_url
+                    )
+                case Topic.OPEN | Topic.HISTORY:
+                    return messages.listing(
+                        self.inquiry.listing(question.wanted, **where), workspace_url=identity.team_url
+                    )
+        except StoreError as error:
+            log.error("question not answered: %s", error)  # noqa: TRY400
+            return messages.could_not_be_read()
 
     def _refused(self, answer: CommandAnswer, body: Mapping[str, Any], identity: Identity) -> str:
         assert answer.refusal is not None
