@@ -16,6 +16,7 @@ from slack_bolt.adapter.socket_mode import SocketModeHandler
 from slack_bolt.adapter.wsgi import SlackRequestHandler
 from slack_sdk import WebClient
 
+from bot.choosing import Choosing
 from bot.database.engine import Database, RunLock, sqlite_path
 from bot.database.migration import check_revision, migrate
 from bot.database.store import SqlStore
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 EXCHANGE_THREADS: Final = 8
 SLACK_THREADS: Final = 4
+FORM_THREADS: Final = 2
 STOP_S: Final = 6.5
 """A call to Upbit ends within 5 s; gunicorn kills 10 s after SIGTERM, of which answering requests may take 2."""
 
@@ -47,6 +49,7 @@ EXCHANGE_LANE: Final = "exchange"
 SLACK_LANE: Final = "slack"
 NOTICE_LANE: Final = "notice"
 REFRESH_LANE: Final = "refresh"
+FORM_LANE: Final = "form"
 
 REFRESH_FAILED_REST_S: Final = 1.0
 
@@ -107,6 +110,7 @@ class Bot:
             refresh_every=settings.refresh_every,
             new_nonce=lambda: str(uuid.uuid4()),
         )
+        self._choosing = Choosing(exchange=self._upbit, forms=self._notifier)
         self._worker = Worker(
             crews=(
                 Crew(lanes={EXCHANGE_LANE: self._workflow.advance}, threads=EXCHANGE_THREADS),
@@ -116,6 +120,7 @@ class Bot:
                 ),
                 # A thread of its own: many pending requests must not stand before a cancel.
                 Crew(lanes={REFRESH_LANE: self._refresh}, threads=1),
+                Crew(lanes={FORM_LANE: self._choosing.fill}, threads=FORM_THREADS),
             ),
             find_due=self._find_due,
         )
@@ -151,6 +156,9 @@ class Bot:
             self._worker.nudge()
         else:
             self._worker.nudge(Job(EXCHANGE_LANE, request_id))
+
+    def fill(self, number: int) -> None:
+        self._worker.nudge(Job(FORM_LANE, number))
 
     def tell_now(self, response_url: str, text: str) -> None:
         def tell() -> None:
@@ -210,6 +218,7 @@ class Bot:
         listeners = Listeners(
             workflow=self._workflow,
             inquiry=Inquiry(records=self._store, policy=build_policy(settings)),
+            choosing=self._choosing,
             afterwards=self,
             forms=self._notifier,
             identity=lambda: self._identity,

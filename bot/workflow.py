@@ -149,6 +149,7 @@ class Command:
     order_uuid: str | None  #: None where the text was not understood
     reason: str = ""
     fault: Reason | None = None  #: why it was not understood
+    from_form: bool = False  #: chosen in a form, which somebody may correct and submit again after a refusal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -433,12 +434,32 @@ class CancelWorkflow:
         if recorded is not None:
             return CommandAnswer(request_id=recorded)
         open_request = tx.open_request_of_order(command.order_uuid) if command.order_uuid else None
-        refused_before = tx.refusal_of_trigger(command.trigger_id)
+        refused_before = None if command.from_form else tx.refusal_of_trigger(command.trigger_id)
         if refused_before is not None:
             return CommandAnswer(refusal=refused_before, open_request=open_request)
         refusal = self._command_refusal(tx, command, home_team=home_team, order_is_taken=open_request is not None)
         if refusal is None:
             return CommandAnswer(request_id=tx.create(command).id)
+        self._refuse_command(tx, command, refusal, open_request)
+        return CommandAnswer(refusal=refusal, open_request=open_request)
+
+    def may_choose(self, command: Command, *, home_team: str) -> Reason | None:
+        """Why this person gets no form to choose an order in, recorded; or None. Raises NothingDone, CommitInDoubt."""
+        with self._store.transaction() as tx:
+            refused_before = tx.refusal_of_trigger(command.trigger_id)
+            if refused_before is not None:
+                return refused_before
+            refusal = self._policy.command_refusal(
+                command.requester,
+                home_team=home_team,
+                open_requests=tx.count_open_requests_of(command.requester.id),
+            )
+            if refusal is not None:
+                self._refuse_command(tx, command, refusal, None)
+            return refusal
+
+    @staticmethod
+    def _refuse_command(tx: Transaction, command: Command, refusal: Reason, open_request: CancelRequest | None) -> None:
         details: dict[str, Json] = {"reason": refusal.value}
         if open_request is not None and refusal is Reason.ORDER_HAS_OPEN_REQUEST:
             details["open_request_id"] = open_request.id
@@ -453,7 +474,6 @@ class CancelWorkflow:
             order_uuid=command.order_uuid,
             reason=command.reason,
         )
-        return CommandAnswer(refusal=refusal, open_request=open_request)
 
     def _command_refusal(
         self, tx: Transaction, command: Command, *, home_team: str, order_is_taken: bool

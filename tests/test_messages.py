@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slack_sdk.models.blocks import Block
 
+from bot.choosing import Trouble
 from bot.domain.audit import Actor, Reason
 from bot.domain.cancel_request import CanceledBy, CancelRequest, Decision, DecisionKind, State, Verdict
 from bot.domain.order import Order
@@ -256,6 +257,7 @@ UPBIT_ERRORS: Final = (
     "too_many_requests",
     "banned",
 )
+TROUBLES: Final[tuple[Trouble, ...]] = ("away", "busy", "key_lacks_view", "refused")
 SLACK_ERRORS: Final = ("not_in_channel", "channel_not_found", "is_archived", "restricted_action_read_only_channel")
 
 
@@ -326,6 +328,14 @@ def _private_lines() -> Iterator[tuple[str, str]]:
     yield "command: nothing done", messages.nothing_was_done()
     yield "command: in doubt", messages.in_doubt()
     yield "command: starting", messages.starting()
+    yield "form: did not open", messages.form_did_not_open()
+    yield "form: loading", messages.form_is_loading()
+    yield "form: no open orders", messages.no_open_orders()
+    yield "form: more orders", messages.more_open_orders(500)
+    for trouble in TROUBLES:
+        yield f"form: {trouble}", messages.orders_not_listed(trouble)
+    yield "form: not a uuid", messages.not_a_uuid_in_form()
+    yield "form: recorded", messages.recorded_from_form(42, "C0DESK")
     for reason in CLICKS:
         yield f"click: {reason}", _click(reason)
     for name in (

@@ -44,6 +44,7 @@ from postgresql import Postgresql
 from slack_bolt.adapter.wsgi import SlackRequestHandler
 
 from bot.__main__ import main
+from bot.choosing import Choice, Choosing, Form
 from bot.database.audit_log import AuditLog, Filter
 from bot.database.engine import Database
 from bot.database.migration import check_revision, migrate
@@ -325,11 +326,17 @@ class Unhurried:
     def nudge(self, request_id: int | None = None) -> None:
         pass
 
+    def fill(self, number: int) -> None:
+        pass
+
     def tell_now(self, response_url: str, text: str) -> None:
         raise AssertionError(text)
 
     def open_view(self, trigger_id: str, view: dict[str, Any]) -> None:
-        raise AssertionError(trigger_id)
+        pass
+
+    def fill_form(self, form: Form, choice: Choice) -> None:
+        pass
 
 
 class Front:
@@ -353,6 +360,7 @@ class Front:
         listeners = Listeners(
             workflow=self.workflow,
             inquiry=Inquiry(records=self.store, policy=ApprovalPolicy(approvers=frozenset())),
+            choosing=Choosing(exchange=OpenExchange(), forms=Unhurried()),
             afterwards=Unhurried(),
             forms=Unhurried(),
             identity=lambda: IDENTITY,

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
 
+from bot.choosing import Trouble
 from bot.domain.audit import Reason
 from bot.domain.cancel_request import (
     VERDICT_STATES,
@@ -283,6 +284,60 @@ def unknown_button() -> str:
     )
 
 
+def form_did_not_open() -> str:
+    return (
+        "The form could not be opened in time, and nothing was done; should it appear all the same, close it. Type "
+        "`/cancel` again, or name the order yourself: `/cancel &lt;uuid&gt; [reason]`."
+    )
+
+
+def form_is_loading() -> str:
+    return (
+        "*loading…* The open orders are being read from Upbit. If nothing appears here within ten seconds or so, close "
+        "this and type `/cancel` again, or name the order yourself: `/cancel &lt;uuid&gt; [reason]`."
+    )
+
+
+def no_open_orders() -> str:
+    return (
+        "There are no open orders at Upbit, so there is nothing to cancel. An order placed just now is here when you "
+        "type `/cancel` again."
+    )
+
+
+def more_open_orders(count: int) -> str:
+    return f"Only {count} orders are here. For any other one type `/cancel &lt;uuid&gt; [reason]`."
+
+
+def orders_not_listed(trouble: Trouble) -> str:
+    """Why the form offers no orders, and what to do instead."""
+    why = {
+        "away": "Upbit cannot be reached just now, so the open orders are not known.",
+        "busy": "Upbit does not take more questions from the bot just now, so the open orders are not known.",
+        "key_lacks_view": (
+            "The bot's Upbit key may not read orders: it lacks the permission 주문조회 (View Orders), which whoever "
+            "runs this bot can add at Upbit. Until then, cancel the order at Upbit by hand."
+        ),
+        "refused": "Upbit would not show the open orders. Tell whoever runs this bot.",
+    }[trouble]
+    step = " You can name the order here by its uuid; the bot reads it as soon as it can."
+    return why if trouble == "key_lacks_view" else why + step
+
+
+def not_a_uuid_in_form() -> str:
+    """Plain text, under the input."""
+    return (
+        "That is not the uuid of an order. A uuid looks like cdd92199-2897-4e14-9448-f923320408ad: copy it from Upbit."
+    )
+
+
+def recorded_from_form(request_id: int, channel_id: str) -> str:
+    return (
+        f"Request #{request_id} is recorded; the order is being read. Its card comes to {channel(channel_id)}; if the "
+        "request is refused instead, you are told privately."
+    )
+
+
 def unknown_form() -> str:
     return (
         "This version of the bot does not know that form, so what you filled in was not read, and nothing was done. "
@@ -430,6 +485,23 @@ def _order_in_short(order: Order) -> str:
         price and (f"{price} in all" if order.price_is_total else f"at {price}"),
     ]
     return ", ".join(filter(None, parts))
+
+
+def order_in_a_line(order: Order) -> str:
+    """An order in plain text, for a choice among several: market, side, what remains and the price, where known."""
+    verb = {"ask": "Sell", "bid": "Buy"}.get(order.side, escape(order.side))
+    remaining = order.volume if order.remaining_volume is None else order.remaining_volume
+    if order.price is None:
+        price = "at the market price" if order.ord_type == "market" else "price not told"
+    elif order.price_is_total:
+        price = f"for {amount(order.price, '')} in all"
+    else:
+        price = f"at {amount(order.price, '')}"
+    volume = amount(remaining, "") if remaining is not None else ""
+    if not volume and not order.price_is_total:
+        volume = "(volume not told)"
+    stop = "(stop)" if order.state == OrderState.WATCH else ""
+    return " ".join(filter(None, [escape(order.market), verb, volume, price, stop]))
 
 
 # --- Private notices ------------------------------------------------------------------------------------------------

@@ -12,9 +12,10 @@ from slack_sdk.errors import SlackApiError, SlackClientError
 from slack_sdk.web import SlackResponse
 from slack_sdk.webhook import WebhookClient
 
+from bot.choosing import Choice, Form
 from bot.domain.cancel_request import CancelRequest
 from bot.domain.errors import CannotPost, TryLater
-from bot.slack import messages
+from bot.slack import messages, views
 from bot.slack.pace import Pace
 from bot.workflow import Notice, NoticeKind
 
@@ -56,6 +57,9 @@ https://docs.slack.dev/reference/methods/chat.postMessage
 
 TOKEN_ERRORS: Final = frozenset({"account_inactive", "invalid_auth", "not_authed", "token_expired", "token_revoked"})
 """What `auth.test` says of a token that is no good: https://docs.slack.dev/reference/methods/auth.test"""
+
+VIEW_ERRORS: Final = frozenset({"invalid_arguments", "not_found", "view_not_found", "view_too_large"})
+"""Asking again will not help: mostly the person has closed it. https://docs.slack.dev/reference/methods/views.update"""
 
 OPEN_VIEW_TIMEOUT_S: Final = 1.5
 """A listener waits for this call, and Slack for the listener: 3 s in all, which is also how long a trigger_id lives."""
@@ -146,6 +150,14 @@ class Notifier:
         except TryLater as error:
             if error.cause != OPENED_BEFORE:
                 raise
+
+    def fill_form(self, form: Form, choice: Choice) -> None:
+        """Show the choice in the form. Raises CannotPost (nobody has it open any more), TryLater."""
+        self.update_view(form.id, views.choice(form, choice))
+
+    def update_view(self, external_id: str, view: dict[str, Any]) -> None:
+        """Put a view in place of the one that was opened under this id. Raises CannotPost, TryLater."""
+        _call(self._client.views_update, permanent=VIEW_ERRORS, external_id=external_id, view=view)
 
     def _call_in_turn(
         self, request_id: int, method: Callable[..., SlackResponse], *, channel: str, **arguments: Any
