@@ -254,27 +254,38 @@ def questions() -> Iterator[Wanted]:
     yield Wanted(requester_name="busy")
 
 
-def fill(asking: Asking) -> None:
-    """As many requests as make a plan that reads them all stand out, most by one person on one market."""
+ASKED_AT: Final = {
+    True: "strftime('%Y-%m-%dT%H:%M:%S', '2020-01-01', '+' || i || ' seconds') || '.000000Z'",
+    False: "timestamptz '2020-01-01Z' + i * interval '1 second'",
+}
+
+
+def fill(asking: Asking, *, with_statistics: bool) -> None:
+    """As many requests as make a plan that reads them all stand out, by one person on one market."""
     create(asking.store)
-    copied = "reason, team_id, channel_id, created_at, in_private"
-    series = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {MANY})"
-    execute(
-        asking.database,
-        f"{series} INSERT INTO cancel_requests "
-        f"(order_uuid, state, requester_id, requester_name, trigger_id, market, {copied}) "
-        f"SELECT 'o-' || i, 'canceled', 'U0BUSY', 'busy', 't-' || i, 'KRW-BTC', {copied} "
-        "FROM n, cancel_requests WHERE id = 1",
-        "ANALYZE",
-    )
+    copied = "reason, team_id, channel_id, in_private"
+    with asking.database.write() as connection:
+        connection.exec_driver_sql(
+            f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {MANY}) "
+            "INSERT INTO cancel_requests "
+            f"(order_uuid, state, requester_id, requester_name, trigger_id, market, created_at, {copied}) "
+            "SELECT 'o-' || i, 'canceled', 'U0BUSY', 'busy', 't-' || i, 'KRW-BTC', "
+            f"{ASKED_AT[asking.database.is_sqlite]}, {copied} FROM n, cancel_requests WHERE id = 1"
+        )
+        if with_statistics:
+            connection.exec_driver_sql("ANALYZE")
 
 
-def test_no_question_reads_the_whole_table(asking: Asking) -> None:
-    """At a million requests it would take longer than Slack waits; an index leads to each page."""
-    fill(asking)
+@pytest.mark.parametrize("with_statistics", [True, False])
+def test_no_question_reads_the_whole_table(asking: Asking, *, with_statistics: bool) -> None:
+    """At a million requests it would take longer than Slack waits; an index leads to each page.
+
+    PostgreSQL gathers statistics by itself, SQLite where somebody asks for it.
+    """
+    if not (with_statistics or asking.database.is_sqlite):
+        pytest.skip("PostgreSQL's plans follow from statistics")
+    fill(asking, with_statistics=with_statistics)
     plans: list[tuple[str, str]] = []
-    if not asking.database.is_sqlite:
-        execute(asking.database, "ANALYZE cancel_requests")
 
     def explain(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
         if "FROM cancel_requests" in statement and not statement.startswith("EXPLAIN"):
@@ -291,5 +302,7 @@ def test_no_question_reads_the_whole_table(asking: Asking) -> None:
         assert "Seq Scan on cancel_requests" not in plan, (statement, plan)
         assert "Sort" not in plan, (statement, plan)
         assert "SCAN cancel_requests USING INDEX" in plan or "SCAN cancel_requests" not in plan, (statement, plan)
+        if "state IN" in statement:
+            assert "ix_cancel_requests_not_over" in plan or "ix_cancel_requests_order_uuid" in plan, (statement, plan)
         is_little = "ix_cancel_requests_not_over" in plan or "ix_cancel_requests_order_uuid" in plan
         assert "TEMP B-TREE" not in plan or is_little, (statement, plan)

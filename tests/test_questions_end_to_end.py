@@ -173,3 +173,28 @@ def test_what_was_asked_in_private_is_not_told_to_everybody(journey: Journey) ->
     ):
         assert (f"Request #{request_id}:" in ask(journey, f"status #{request_id}", who, channel=channel)) == is_told
         assert (f"#{request_id} " in ask(journey, "history", who, channel=channel)) == is_told
+
+
+def test_a_form_that_waits_for_upbit_delays_no_cancel(journey: Journey) -> None:
+    """Lists are a convenience, a cancel is money: it has threads, connections and calls of its own."""
+    asked = journey.ask()
+    path = "GET /v1/orders/open"
+    journey.exchange.set_mood(path, Mood.HANG)
+    for _ in range(5):
+        assert ask(journey, "") == ""
+    journey.until_exchange(lambda exchange: any(each.path == "/v1/orders/open" for each in exchange.requests))
+    journey.press(BEN, asked, "approve")
+    assert journey.verdict(asked).startswith("Canceled:")
+    journey.exchange.clear_moods(path)
+
+
+def test_a_request_from_a_form_belongs_to_where_the_command_was_typed(journey: Journey) -> None:
+    """The form floats above every channel; the card, and who may see the request, do not."""
+    uuid = journey.exchange.place()
+    view = opened(journey, channel=PRIVATE_WITHOUT_BOT.id)
+    assert journey.slack.submit_view(DANA.id, view, {"order": uuid}).ok
+    request_id = recorded_in_form(journey)
+    assert "was refused, and nothing was sent" in journey.hears(DANA, f"Request #{request_id}", "`/invite`")
+    row = journey.row(request_id)
+    assert (row.channel_id, row.in_private) == (PRIVATE_WITHOUT_BOT.id, True)
+    assert "no such request" in ask(journey, f"status #{request_id}", CARA)

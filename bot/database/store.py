@@ -672,15 +672,18 @@ def _select_request(connection: Connection, request_id: int, *, lock: bool = Fal
 def _fitting(wanted: Wanted) -> list[ColumnElement[bool]]:
     """The conditions of a question, but for its page."""
     table = cancel_requests
-    same: dict[str, Any] = {
-        "id": wanted.request_id,
-        "order_uuid": wanted.order_uuid,
-        "requester_id": wanted.requester_id,
-        "market": wanted.market,
-    }
-    conditions: list[ColumnElement[bool]] = [
-        table.c[name] == value for name, value in same.items() if value is not None
-    ]
+    requester: ColumnElement[str] = table.c.requester_id
+    market: ColumnElement[str] = table.c.market
+    if wanted.only_open:
+        # Little is not over, and much may be one person's: an index that leads to theirs must not be taken.
+        requester, market = requester.concat(""), market.concat("")
+    same: tuple[tuple[ColumnElement[Any], Any], ...] = (
+        (table.c.id, wanted.request_id),
+        (table.c.order_uuid, wanted.order_uuid),
+        (requester, wanted.requester_id),
+        (market, wanted.market),
+    )
+    conditions: list[ColumnElement[bool]] = [column == value for column, value in same if value is not None]
     if wanted.since is not None:
         conditions.append(table.c.created_at >= wanted.since)
     if wanted.only_open:
