@@ -302,7 +302,7 @@ def test_no_question_reads_the_whole_table(asking: Asking, *, with_statistics: b
         assert "Seq Scan on cancel_requests" not in plan, (statement, plan)
         assert "Sort" not in plan, (statement, plan)
         assert "SCAN cancel_requests USING INDEX" in plan or "SCAN cancel_requests" not in plan, (statement, plan)
-        if "state IN" in statement:
+        if asking.database.is_sqlite and ("state IN" in statement or "order_uuid = " in statement):
             assert "ix_cancel_requests_not_over" in plan or "ix_cancel_requests_order_uuid" in plan, (statement, plan)
         is_little = "ix_cancel_requests_not_over" in plan or "ix_cancel_requests_order_uuid" in plan
         assert "TEMP B-TREE" not in plan or is_little, (statement, plan)

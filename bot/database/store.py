@@ -674,8 +674,8 @@ def _fitting(wanted: Wanted) -> list[ColumnElement[bool]]:
     table = cancel_requests
     requester: ColumnElement[str] = table.c.requester_id
     market: ColumnElement[str] = table.c.market
-    if wanted.only_open:
-        # Little is not over, and much may be one person's: an index that leads to theirs must not be taken.
+    if wanted.only_open or wanted.order_uuid is not None:
+        # That is little, and much may be one person's: an index that leads to theirs must not be taken.
         requester, market = requester.concat(""), market.concat("")
     same: tuple[tuple[ColumnElement[Any], Any], ...] = (
         (table.c.id, wanted.request_id),
