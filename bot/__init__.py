@@ -4,6 +4,8 @@ The floors, each importing only what is above it here:
 
     domain      what a cancel request is: states, policy, audit events. Standard library only
     workflow    the story of one request, and the ports it needs
+    inquiry     what people ask about requests, beside the workflow
+    choosing    the form to choose an order in, beside it as well
     slack       listeners, messages, notifier
     upbit       signing and the client
     database    tables, store, audit log, migrations' runner

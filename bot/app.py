@@ -16,11 +16,13 @@ from slack_bolt.adapter.socket_mode import SocketModeHandler
 from slack_bolt.adapter.wsgi import SlackRequestHandler
 from slack_sdk import WebClient
 
+from bot.choosing import Choosing
 from bot.database.engine import Database, RunLock, sqlite_path
 from bot.database.migration import check_revision, migrate
 from bot.database.store import SqlStore
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.errors import MessengerError, StoreError, TryLater
+from bot.inquiry import Inquiry
 from bot.settings import Settings
 from bot.slack.groups import GroupReader
 from bot.slack.listeners import Listeners
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 
 EXCHANGE_THREADS: Final = 8
 SLACK_THREADS: Final = 4
+FORM_THREADS: Final = 2
 STOP_S: Final = 6.5
 """A call to Upbit ends within 5 s; gunicorn kills 10 s after SIGTERM, of which answering requests may take 2."""
 
@@ -51,6 +54,7 @@ EXCHANGE_LANE: Final = "exchange"
 SLACK_LANE: Final = "slack"
 NOTICE_LANE: Final = "notice"
 REFRESH_LANE: Final = "refresh"
+FORM_LANE: Final = "form"
 
 REFRESH_FAILED_REST_S: Final = 1.0
 
@@ -123,6 +127,7 @@ class Bot:
             approvals_channel_id=settings.approvals_channel or None,
             new_nonce=lambda: str(uuid.uuid4()),
         )
+        self._choosing = Choosing(exchange=self._upbit, forms=self._notifier)
         self._worker = Worker(
             crews=(
                 Crew(lanes={EXCHANGE_LANE: self._workflow.advance}, threads=EXCHANGE_THREADS),
@@ -132,6 +137,7 @@ class Bot:
                 ),
                 # A thread of its own: many pending requests must not stand before a cancel.
                 Crew(lanes={REFRESH_LANE: self._refresh}, threads=1),
+                Crew(lanes={FORM_LANE: self._choosing.fill}, threads=FORM_THREADS),
             ),
             find_due=self._find_due,
         )
@@ -171,6 +177,9 @@ class Bot:
             self._worker.nudge()
         else:
             self._worker.nudge(Job(EXCHANGE_LANE, request_id))
+
+    def fill(self, number: int) -> None:
+        self._worker.nudge(Job(FORM_LANE, number))
 
     def tell_now(self, response_url: str, text: str) -> None:
         def tell() -> None:
@@ -231,11 +240,14 @@ class Bot:
         secret = None if settings.socket_mode else settings.slack_signing_secret.get_secret_value()
         listeners = Listeners(
             workflow=self._workflow,
+            inquiry=Inquiry(records=self._store, policy=build_policy(settings)),
+            choosing=self._choosing,
             afterwards=self,
             forms=self._notifier,
             identity=lambda: self._identity,
             max_open_requests=settings.max_open_requests_per_person,
             channels=settings.channels,
+            approvals_channel=settings.approvals_channel,
         )
         app = listeners.bolt_app(bot_token=settings.slack_bot_token.get_secret_value(), signing_secret=secret)
         if settings.socket_mode:

@@ -160,10 +160,12 @@ class Command:
     requester: Actor
     team_id: str
     channel_id: str
+    in_private: bool = True  #: whether the channel is one that not everybody can read; True where that is not known
     response_url: str | None
     order_uuid: str | None  #: None where the text was not understood
     reason: str = ""
     fault: Reason | None = None  #: why it was not understood
+    from_form: bool = False  #: chosen in a form, which somebody may correct and submit again after a refusal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -506,7 +508,7 @@ class CancelWorkflow:
         if recorded is not None:
             return CommandAnswer(request_id=recorded)
         open_request = tx.open_request_of_order(command.order_uuid) if command.order_uuid else None
-        refused_before = tx.refusal_of_trigger(command.trigger_id)
+        refused_before = None if command.from_form else tx.refusal_of_trigger(command.trigger_id)
         if refused_before is not None:
             return CommandAnswer(refusal=refused_before, open_request=open_request)
         membership = self._groups.membership()
@@ -517,6 +519,30 @@ class CancelWorkflow:
             # Frozen here, so that another replica with other settings posts no second card.
             elsewhere = None if self._approvals_channel_id == command.channel_id else self._approvals_channel_id
             return CommandAnswer(request_id=tx.create(command, approvals_channel_id=elsewhere).id)
+        self._refuse_command(tx, command, refusal, membership=membership, open_request=open_request)
+        return CommandAnswer(refusal=refusal, open_request=open_request)
+
+    def may_choose(self, command: Command, *, home_team: str) -> Reason | None:
+        """Why this person gets no form to choose an order in, recorded; or None. Raises NothingDone, CommitInDoubt."""
+        with self._store.transaction() as tx:
+            refused_before = tx.refusal_of_trigger(command.trigger_id)
+            if refused_before is not None:
+                return refused_before
+            membership = self._groups.membership()
+            refusal = self._policy_refusal(tx, command, home_team=home_team, membership=membership)
+            if refusal is not None:
+                self._refuse_command(tx, command, refusal, membership=membership)
+            return refusal
+
+    def _refuse_command(
+        self,
+        tx: Transaction,
+        command: Command,
+        refusal: Reason,
+        *,
+        membership: Membership,
+        open_request: CancelRequest | None = None,
+    ) -> None:
         details: dict[str, Json] = {"reason": refusal.value, **membership.to_json(self._policy.requesters)}
         if open_request is not None and refusal is Reason.ORDER_HAS_OPEN_REQUEST:
             details["open_request_id"] = open_request.id
@@ -531,23 +557,31 @@ class CancelWorkflow:
             order_uuid=command.order_uuid,
             reason=command.reason,
         )
-        return CommandAnswer(refusal=refusal, open_request=open_request)
 
     def _command_refusal(
         self, tx: Transaction, command: Command, *, home_team: str, order_is_taken: bool, membership: Membership
     ) -> Reason | None:
-        refusal = self._policy.command_refusal(
+        refusal = self._policy_refusal(tx, command, home_team=home_team, membership=membership)
+        if refusal is Reason.OTHER_WORKSPACE:
+            return refusal
+        if command.fault is Reason.NOT_A_QUESTION:
+            return command.fault  # everybody may ask a question, so nobody is told that they may not
+        if refusal is not None and refusal is not Reason.TOO_MANY_OPEN_REQUESTS:
+            return refusal
+        if command.order_uuid is None:
+            return command.fault or Reason.USAGE
+        return Reason.ORDER_HAS_OPEN_REQUEST if order_is_taken else refusal
+
+    def _policy_refusal(
+        self, tx: Transaction, command: Command, *, home_team: str, membership: Membership
+    ) -> Reason | None:
+        return self._policy.command_refusal(
             command.requester,
             home_team=home_team,
             channel_id=command.channel_id,
             open_requests=tx.count_open_requests_of(command.requester.id),
             membership=membership,
         )
-        if refusal is not None and refusal is not Reason.TOO_MANY_OPEN_REQUESTS:
-            return refusal
-        if command.order_uuid is None:
-            return command.fault or Reason.USAGE
-        return Reason.ORDER_HAS_OPEN_REQUEST if order_is_taken else refusal
 
     def click(self, click: Click) -> Reason | None:
         """Decide, or record why the click does not count. Committed when this returns the refusal or None.

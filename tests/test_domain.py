@@ -131,6 +131,38 @@ def test_decisions_are_told_apart_by_kind() -> None:
     assert request(decisions=(approval, denial)).decided(APPROVE) == (approval,)
 
 
+PRIVATE_CASES: Final = [
+    ("asked in public", False, STRANGER.id, None, True),
+    ("asked in private: who asked", True, REQUESTER.id, None, True),
+    ("asked in private: who may approve", True, APPROVER.id, None, True),
+    ("asked in private: who decided, and may no longer", True, "U0FORMER", None, True),
+    ("asked in private: anybody else", True, STRANGER.id, None, False),
+    ("asked in private: somebody who types there", True, STRANGER.id, "C0DESK", True),
+    ("asked in private: somebody who types where the card is", True, STRANGER.id, "C0CARDS", True),
+    ("asked in private: somebody who types elsewhere", True, STRANGER.id, "C0OTHER", False),
+]
+
+
+@pytest.mark.parametrize(("in_private", "person_id", "from_channel", "is_seen"), [case[1:] for case in PRIVATE_CASES])
+def test_what_was_asked_in_private_is_seen_by_those_it_concerns(
+    *, in_private: bool, person_id: str, from_channel: str | None, is_seen: bool
+) -> None:
+    """An order that a private channel talks about is nobody else's business."""
+    former = Decision(kind=DecisionKind.DENY, actor=Actor(id="U0FORMER", team_id=HOME), decided_at=START)
+    asked = request(in_private=in_private, card_channel_id="C0CARDS", decisions=(former,))
+    assert asked.may_be_seen_by(person_id, from_channel=from_channel) is is_seen
+
+
+def test_without_a_channel_nobody_is_where_a_card_is_not_posted() -> None:
+    """The Home tab is no channel, and a request without a card has none either: they are not the same place."""
+    assert not request(in_private=True, card_channel_id=None).may_be_seen_by(STRANGER.id, from_channel=None)
+
+
+def test_where_it_was_asked_is_private_unless_it_is_known() -> None:
+    """A row of the version before does not tell."""
+    assert request().in_private
+
+
 @pytest.mark.parametrize(
     ("facts", "whose"),
     [

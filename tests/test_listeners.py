@@ -1,29 +1,35 @@
 """The listeners: what is read out of Slack's payloads, and what is answered when it cannot be written down."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlencode
 
 import pytest
-from builders import FixedPrices, command, order, present
+from builders import FixedPrices, OpenExchange, command, order, present
 from hypothesis import given
 from hypothesis import strategies as st
 from slack_bolt import App
 from slack_bolt.request import BoltRequest
 from slack_bolt.response import BoltResponse
+from sqlalchemy import select
 
+from bot.choosing import MAX_FORMS, Choice, Choosing, Form
 from bot.database.engine import Database
 from bot.database.migration import migrate
+from bot.database.schema import audit_events
 from bot.database.store import SqlStore
 from bot.domain.answer import CancelAnswer, LookAnswer, OrdersAnswer
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Action, Reason
 from bot.domain.cancel_request import CancelRequest, DecisionKind, State
 from bot.domain.errors import CannotPost, CommitInDoubt, MessengerError, NothingDone, StoreError, TryLater
+from bot.inquiry import Inquiry, Wanted
 from bot.playground.slack_blocks import view_faults
 from bot.slack import messages, views
 from bot.slack.listeners import (
@@ -36,7 +42,7 @@ from bot.slack.listeners import (
     parse_text,
 )
 from bot.slack.notifier import Identity
-from bot.workflow import CancelWorkflow, Lane, Lease, Notice, NoticeKind, Store, Transaction, Watched
+from bot.workflow import CancelWorkflow, Lane, Lease, Notice, NoticeKind, Transaction, Watched
 
 UUID = "cdd92199-2897-4e14-9448-f923320408ad"
 OTHER_UUID = "9ca023a5-851b-4fec-9f0a-48cd83c2eaae"
@@ -141,6 +147,26 @@ def test_any_payload_of_a_command_is_read(body: dict[str, Any]) -> None:
     command = parse_command(body)
 
     assert command.fault is not None
+
+
+@pytest.mark.parametrize(
+    ("channel_id", "channel_name", "is_told"),
+    [
+        ("C0DESK", "desk", False),
+        ("C0VAULT", "privategroup", True),
+        ("G0VAULT", "privategroup", True),
+        ("G0VAULT", "vault", True),
+        ("D0DM", "directmessage", True),
+        ("D0DM", "ben", True),
+        ("C0MANY", "mpdm-dana--ben--cara-1", True),
+        ("C0DESK", "", True),
+    ],
+)
+def test_a_place_is_private_unless_slack_tells_its_name(channel_id: str, channel_name: str, *, is_told: bool) -> None:
+    """What is typed in a private channel must not be told to the whole workspace later."""
+    read = parse_command({"channel_id": channel_id, "channel_name": channel_name})
+
+    assert read.in_private is is_told
 
 
 # Which request a button means
@@ -312,6 +338,10 @@ class Afterwards:
     def __init__(self) -> None:
         self.nudged: list[int | None] = []
         self.told: list[tuple[str, str]] = []
+        self.filling: list[int] = []
+
+    def fill(self, number: int) -> None:
+        self.filling.append(number)
 
     def nudge(self, request_id: int | None = None) -> None:
         self.nudged.append(request_id)
@@ -332,6 +362,9 @@ class Forms:
             raise self._failure
         self.opened.append((trigger_id, view))
 
+    def fill_form(self, form: Form, choice: Choice) -> None:
+        raise NotImplementedError
+
 
 class BrokenStore:
     """A Store whose transactions fail; what reading again brings, or raises, is the test's."""
@@ -351,6 +384,12 @@ class BrokenStore:
 
     def request_of_trigger(self, trigger_id: str) -> int | None:
         return self._read_again()
+
+    def list_requests(self, wanted: Wanted, *, limit: int) -> Sequence[CancelRequest]:
+        raise self._failure
+
+    def requester_called(self, name: str) -> str | None:
+        raise self._failure
 
     def lease(self, request_id: int, lane: Lane, *, kept: Lease | None = None) -> Lease | None:
         raise NotImplementedError
@@ -436,27 +475,34 @@ def bolt_app(
 
 
 def app_on(
-    store: Store,
+    store: SqlStore | BrokenStore,
     *,
     afterwards: Afterwards | None = None,
     forms: Forms | None = None,
+    choosing: Choosing | None = None,
+    policy: ApprovalPolicy | None = None,
+    monotonic: Callable[[], float] = lambda: 0.0,
     identity: Identity | None = IDENTITY,
 ) -> App:
+    policy = policy or ApprovalPolicy(approvers=frozenset({"U0BEN"}))
     listeners = Listeners(
+        inquiry=Inquiry(records=store, policy=policy),
         workflow=CancelWorkflow(
             store=store,
             exchange=Nobody(),
             quotations=FixedPrices(),
             messenger=Nobody(),
-            policy=ApprovalPolicy(approvers=frozenset({"U0BEN"})),
+            policy=policy,
             approval_ttl=timedelta(minutes=30),
             send_within=timedelta(minutes=5),
             new_nonce=lambda: "nonce",
         ),
+        choosing=choosing or Choosing(exchange=OpenExchange(), forms=Forms()),
         afterwards=afterwards or Afterwards(),
         forms=forms or Forms(),
         identity=lambda: identity,
         max_open_requests=20,
+        monotonic=monotonic,
     )
     return listeners.bolt_app(bot_token="xoxb-playground", signing_secret=None)
 
@@ -466,20 +512,22 @@ def deliver(app: App, form: dict[str, str]) -> BoltResponse:
     return app.dispatch(BoltRequest(body=urlencode(form), headers=headers))
 
 
+def command_form(text: str, *, trigger_id: str = "trigger-1") -> dict[str, str]:
+    return {
+        "command": "/cancel",
+        "text": text,
+        "trigger_id": trigger_id,
+        "user_id": "U0DANA",
+        "user_name": "dana",
+        "team_id": "T0PLAY",
+        "channel_id": "C0DESK",
+        "channel_name": "desk",
+        "response_url": "http://127.0.0.1:9/response",
+    }
+
+
 def typed(app: App, text: str = UUID, *, trigger_id: str = "trigger-1") -> str:
-    answer = deliver(
-        app,
-        {
-            "command": "/cancel",
-            "text": text,
-            "trigger_id": trigger_id,
-            "user_id": "U0DANA",
-            "user_name": "dana",
-            "team_id": "T0PLAY",
-            "channel_id": "C0DESK",
-            "response_url": "http://127.0.0.1:9/response",
-        },
-    )
+    answer = deliver(app, command_form(text, trigger_id=trigger_id))
     assert answer.status == 200
     said = json.loads(answer.body)
     assert said["response_type"] == "ephemeral"
@@ -594,7 +642,7 @@ def test_a_command_that_comes_twice_gets_the_same_answer(store: SqlStore) -> Non
     assert typed(app) == typed(app) == messages.recorded(1)
 
 
-@pytest.mark.parametrize(("text", "said"), [("", "Type `/cancel"), ("my <!channel> order", "is not the uuid")])
+@pytest.mark.parametrize(("text", "said"), [("all", "is not the uuid"), ("my <!channel> order", "is not the uuid")])
 def test_what_was_not_understood_is_explained_and_pings_nobody(store: SqlStore, text: str, said: str) -> None:
     """The answer quotes what was typed."""
     answer = typed(app_on(store), text)
@@ -784,3 +832,232 @@ def test_a_form_that_could_not_be_written_down_stays_and_says_so(failure: StoreE
     }
     unknown = submitted(app, "of_another_version", {"reason": "typo"})
     assert unknown["view"]["blocks"][0]["text"]["text"] == said
+
+
+# What questions are answered
+
+
+def test_questions_are_answered_privately_and_change_nothing(store: SqlStore) -> None:
+    """Who reads leaves no trace in the audit: nothing has happened."""
+    afterwards = Afterwards()
+    app = app_on(store, afterwards=afterwards)
+    typed(app)
+    with store.transaction(1) as tx:
+        tx.change(card_channel_id="C0DESK", card_ts="1.000002")
+
+    link = "<https://playground.slack.com/archives/C0DESK/p1000002|"
+    assert f"{link}open it>" in typed(app, "status #1", trigger_id="trigger-2")
+    assert typed(app, f"status `{UUID.upper()}`", trigger_id="trigger-3").startswith("*Request #1:* reading the order")
+    for question in ("open", "history", "history @dana", f"history {UUID} me"):
+        assert f"{link}#1>" in typed(app, question, trigger_id=question)
+    assert typed(app, "help", trigger_id="trigger-4") == messages.help_text()
+    assert "no such request" in typed(app, "status #2", trigger_id="trigger-5")
+    assert afterwards.nudged == [1]
+    assert [action for action, _ in audited(store)] == ["request.created"]
+
+
+def audited(store: SqlStore) -> list[tuple[str, str | None]]:
+    """Every event, the oldest first, with its reason."""
+    with store._database.read() as connection:
+        rows = connection.execute(select(audit_events).order_by(audit_events.c.seq)).mappings()
+        return [(row["action"], json.loads(row["details"]).get("reason")) for row in rows]
+
+
+def test_a_question_that_is_not_understood_is_refused_with_the_ways_to_ask(store: SqlStore) -> None:
+    """And audited like any refused command."""
+    said = typed(app_on(store), "history <!channel> yesterday")
+
+    assert "was not understood, and nothing was done" in said
+    assert "<!" not in said
+    assert audited(store) == [("command.refused", "not_a_question")]
+
+
+def test_people_of_another_workspace_are_answered_no_question(store: SqlStore) -> None:
+    """They are refused as for a command, and that is written down."""
+    elsewhere = Identity(team_id="T0OURS", team_url="https://ours.slack.com/", bot_user_id="U0BOT")
+    app = app_on(store, identity=elsewhere)
+
+    for question in ("help", "open", "status #1", "history of everything"):
+        assert typed(app, question, trigger_id=question) == messages.command_refused(Reason.OTHER_WORKSPACE)
+    assert audited(store) == [("command.refused", "other_workspace")] * 4
+
+
+def test_a_question_that_cannot_be_read_is_not_answered_with_nothing() -> None:
+    """An empty list would be taken for the truth."""
+    app = bolt_app(NothingDone("the database is away"), fails)
+
+    for question in ("open", "history @ben", f"status {UUID}", "status #1"):
+        assert typed(app, question) == messages.could_not_be_read()
+
+
+# The form to choose an order in
+
+
+def open_choice(store: SqlStore, **parts: Any) -> tuple[str, Afterwards, Forms]:
+    """Type `/cancel` alone: what is said, and what happened."""
+    afterwards, forms = parts.pop("afterwards", Afterwards()), parts.pop("forms", Forms())
+    app = app_on(store, afterwards=afterwards, forms=forms, **parts)
+    answer = deliver(app, command_form(""))
+    assert answer.status == 200
+    return json.loads(answer.body)["text"] if answer.body else "", afterwards, forms
+
+
+def choose(app: App, values: dict[str, Any], **form: Any) -> dict[str, Any]:
+    opened = Form(id="f", trigger_id="trigger-1", channel_id="C0DESK", in_private=False)
+    kept = views.loading(replace(opened, **form))["private_metadata"]
+    return submitted(app, views.CHOOSE_ORDER, values, private_metadata=kept)
+
+
+def told_in(answer: dict[str, Any]) -> str:
+    """The sentence that took the form's place."""
+    assert answer["response_action"] == "update"
+    (block,) = answer["view"]["blocks"]
+    text: str = block["text"]["text"]
+    return text
+
+
+def test_a_command_without_an_order_opens_a_form_and_has_it_filled(store: SqlStore) -> None:
+    """At once, while the trigger lives; the orders come after the ack."""
+    said, afterwards, forms = open_choice(store)
+
+    assert said == ""
+    ((trigger_id, view),) = forms.opened
+    assert (trigger_id, view["callback_id"]) == ("trigger-1", views.CHOOSE_ORDER)
+    assert "*loading…*" in json.dumps(view, ensure_ascii=False)
+    assert afterwards.filling == [1]
+    assert audited(store) == []
+
+
+def test_who_may_not_ask_gets_no_form_but_the_reason(store: SqlStore) -> None:
+    """To fill in a form and be refused then is a waste of a trader's minute."""
+    policy = ApprovalPolicy(approvers=frozenset({"U0BEN"}), requesters=frozenset({"U0BEN"}))
+    said, afterwards, forms = open_choice(store, policy=policy)
+
+    assert said == messages.command_refused(Reason.NOT_A_REQUESTER)
+    assert (forms.opened, afterwards.filling) == ([], [])
+    assert audited(store) == [("command.refused", "not_a_requester")]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"forms": Forms(TryLater("timeout"))},
+        {"forms": Forms(CannotPost("expired_trigger_id"))},
+        {"monotonic": itertools.count(0, 1.3).__next__},
+    ],
+    ids=["Slack is slow", "too late", "the database was slow"],
+)
+def test_where_no_form_opens_the_person_is_told_how_to_type_it(store: SqlStore, parts: dict[str, Any]) -> None:
+    """And nothing is filled that nobody sees."""
+    said, afterwards, _ = open_choice(store, **parts)
+
+    assert said == messages.form_did_not_open()
+    assert afterwards.filling == []
+
+
+def test_where_too_many_forms_wait_no_other_is_opened(store: SqlStore) -> None:
+    """It would stay at *loading…*."""
+    forms = Forms()
+    choosing = Choosing(exchange=OpenExchange(), forms=forms, monotonic=lambda: 0.0)
+    for number in range(MAX_FORMS):
+        choosing.begin(Form(id=str(number), trigger_id="t", channel_id="C0DESK", in_private=False))
+
+    assert open_choice(store, forms=forms, choosing=choosing)[0] == messages.form_did_not_open()
+    assert forms.opened == []
+
+
+def test_a_form_that_cannot_be_permitted_is_not_opened() -> None:
+    """Without the database nobody knows who may ask."""
+    forms = Forms()
+    app = app_on(BrokenStore(NothingDone("disk full"), fails), forms=forms)
+
+    assert typed(app, "") == messages.nothing_was_done()
+    assert forms.opened == []
+
+
+@pytest.mark.parametrize("block", [views.ORDER_BLOCK, views.UUID_BLOCK])
+def test_what_was_chosen_is_the_same_request_as_a_typed_one(store: SqlStore, block: str) -> None:
+    """Same record, same audit; it belongs to the channel where `/cancel` was typed."""
+    afterwards = Afterwards()
+    answer = choose(app_on(store, afterwards=afterwards), {block: f"`{UUID.upper()}`", "reason": "wrong\nprice"})
+
+    assert told_in(answer) == messages.recorded_from_form(1, "C0DESK")
+    assert answer["view"]["title"]["text"] == "Recorded"
+    assert afterwards.nudged == [1]
+    made = store.read(1)
+    assert made is not None
+    assert (made.order_uuid, made.reason, made.channel_id) == (UUID, "wrong price", "C0DESK")
+    assert (made.requester.id, made.in_private, made.response_url) == ("U0BEN", False, None)
+
+
+def test_a_form_that_is_submitted_twice_is_one_request(store: SqlStore) -> None:
+    """Slack may deliver it again, and people press twice; also where the second one names another order."""
+    app = app_on(store)
+    first = choose(app, {views.ORDER_BLOCK: UUID})
+
+    assert choose(app, {views.ORDER_BLOCK: UUID}) == first
+    assert choose(app, {views.ORDER_BLOCK: OTHER_UUID}) == first
+    assert store.read(2) is None
+    assert audited(store) == [("request.created", None)]
+
+
+def test_a_refused_form_can_be_corrected(store: SqlStore) -> None:
+    """Each try is judged anew; a typed command that comes again gets its first answer."""
+    app = app_on(store)
+    wrong = choose(app, {views.UUID_BLOCK: "my order"})
+    assert wrong == views.keep_open(views.UUID_BLOCK, messages.not_a_uuid_in_form())
+
+    assert told_in(choose(app, {views.UUID_BLOCK: UUID})) == messages.recorded_from_form(1, "C0DESK")
+    assert audited(store) == [("command.refused", "not_a_uuid"), ("request.created", None)]
+
+
+def test_the_form_is_judged_again_when_it_is_submitted(store: SqlStore) -> None:
+    """Between opening and submitting somebody else asks for the order, or the person is taken off the list."""
+    app = app_on(store)
+    typed(app, UUID)
+    taken = told_in(choose(app, {views.ORDER_BLOCK: UUID}, trigger_id="trigger-2"))
+    assert "request #1 is still open" in taken
+
+    strict = ApprovalPolicy(approvers=frozenset({"U0BEN"}), requesters=frozenset({"U0DANA"}))
+    barred = choose(app_on(store, policy=strict), {views.ORDER_BLOCK: OTHER_UUID}, trigger_id="trigger-3")
+    assert told_in(barred) == messages.command_refused(Reason.NOT_A_REQUESTER)
+    elsewhere = app_on(store, identity=Identity(team_id="T0OURS", team_url="https://o.slack.com/", bot_user_id="U"))
+    stranger = choose(elsewhere, {views.ORDER_BLOCK: OTHER_UUID}, trigger_id="trigger-4")
+    assert told_in(stranger) == messages.command_refused(Reason.OTHER_WORKSPACE)
+    assert [reason for _, reason in audited(store)[1:]] == [
+        "order_has_open_request",
+        "not_a_requester",
+        "other_workspace",
+    ]
+
+
+def test_a_forged_choice_is_told_in_place_of_the_form(store: SqlStore) -> None:
+    """There is no input that an error could stand under."""
+    assert "is not the uuid of an order" in told_in(choose(app_on(store), {views.ORDER_BLOCK: "all"}))
+    assert told_in(submitted(app_on(store), views.CHOOSE_ORDER, {"order": UUID})) == messages.unknown_form()
+
+
+@pytest.mark.parametrize(
+    ("failure", "read_again", "said", "title"),
+    [
+        (NothingDone("disk full"), fails, messages.nothing_was_done(), "Nothing was done"),
+        (CommitInDoubt("connection lost"), finds(None), messages.nothing_was_done(), "Nothing was done"),
+        (CommitInDoubt("connection lost"), fails, messages.in_doubt(), "Not confirmed"),
+        (CommitInDoubt("connection lost"), finds(7), messages.recorded_from_form(7, "C0DESK"), "Recorded"),
+    ],
+)
+def test_a_form_that_could_not_be_written_down_says_so(
+    failure: StoreError, read_again: Callable[[], int | None], said: str, title: str
+) -> None:
+    """As for a typed command: neither "done" nor "not done" is said where it is not true."""
+    answer = choose(bolt_app(failure, read_again), {views.ORDER_BLOCK: UUID})
+
+    assert told_in(answer) == said
+    assert answer["view"]["title"]["text"] == title
+
+
+def test_before_slack_has_told_who_we_are_a_form_is_not_read() -> None:
+    """As for a typed command."""
+    app = bolt_app(NothingDone("never asked"), fails, identity=None)
+
+    assert told_in(choose(app, {views.ORDER_BLOCK: UUID})) == messages.starting()

@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 from slack_sdk.models.blocks import Block
 from slack_sdk.models.views import View
 
+from bot.choosing import Trouble
 from bot.domain.audit import Actor, Reason
 from bot.domain.cancel_request import CanceledBy, CancelRequest, Decision, DecisionKind, State, Verdict
 from bot.domain.order import Order
 from bot.domain.quote import Quote
 from bot.domain.tiers import Tier, parse_tier
+from bot.inquiry import Listing, Status, Wanted
 from bot.playground.slack_blocks import view_faults
 from bot.slack import messages, views
 from bot.slack.messages import Message, card, thread_message
@@ -36,6 +38,8 @@ REQUESTER = Actor(id="U0REQUESTER", name="Requester", team_id="T0HOME")
 APPROVER = Actor(id="U0APPROVER", name="Approver", team_id="T0HOME")
 SECOND = Actor(id="U0SECOND", name="Second", team_id="T0HOME")
 NOTIFY = ("S0TREASURY",)
+DESK_URL = "https://desk.slack.com/"
+NEW_LINE, INDENTED = "\n", "\n    "
 
 
 def minutes(count: float) -> datetime:
@@ -259,6 +263,7 @@ CLICKS: Final = (
 COMMANDS: Final = (
     Reason.USAGE,
     Reason.NOT_A_UUID,
+    Reason.NOT_A_QUESTION,
     Reason.NOT_A_REQUESTER,
     Reason.MEMBERSHIP_UNKNOWN,
     Reason.OTHER_WORKSPACE,
@@ -306,6 +311,7 @@ SLACK_ERRORS: Final = (
     "messages_tab_disabled",
     "a_new_word",
 )
+TROUBLES: Final[tuple[Trouble, ...]] = ("away", "busy", "key_lacks_view", "refused")
 
 
 # --- Snapshots ------------------------------------------------------------------------------------------------------
@@ -375,6 +381,14 @@ def _private_lines() -> Iterator[tuple[str, str]]:
     yield "command: nothing done", messages.nothing_was_done()
     yield "command: in doubt", messages.in_doubt()
     yield "command: starting", messages.starting()
+    yield "form: did not open", messages.form_did_not_open()
+    yield "form: loading", messages.form_is_loading()
+    yield "form: no open orders", messages.no_open_orders()
+    yield "form: more orders", messages.more_open_orders(500)
+    for trouble in TROUBLES:
+        yield f"form: {trouble}", messages.orders_not_listed(trouble)
+    yield "form: not a uuid", messages.not_a_uuid_in_form()
+    yield "form: recorded", messages.recorded_from_form(42, "C0DESK")
     for reason in CLICKS:
         yield f"click: {reason}", _click(reason)
     for name in (
@@ -433,9 +447,34 @@ def _request(reason: Reason) -> str:
     return messages.request_refused(replace(refused, order_now=SELL if rule else None))
 
 
+def _answers() -> Iterator[tuple[str, str]]:
+    """What questions are answered: one request in each state, and requests in lists."""
+    yield "help", messages.help_text()
+    yield "could not be read", messages.could_not_be_read()
+    yield "status: none", messages.status(Status(request=None), workspace_url=DESK_URL)
+    for name in ("requested", "pending_one_of_two", "approved", "accepted", "canceled_partly", "unresolved", "failed"):
+        placed = replace(CASES[name], card_channel_id="C0DESK", card_ts="1790000000.000100")
+        shown = Status(request=placed if name != "requested" else CASES[name], has_others=name == "failed")
+        yield f"status: {name}", messages.status(shown, workspace_url=DESK_URL)
+    everything = Wanted(order_uuid=UUID, requester_id=REQUESTER.id, market="KRW-BTC", since=ASKED, before=43)
+    yield "history", messages.listing(Listing(wanted=Wanted(), requests=tuple(CASES.values())[:10]), workspace_url="")
+    found = Listing(wanted=everything, requests=(CANCELED,), next_page=replace(everything, before=42))
+    yield "history: every filter, and more", messages.listing(found, workspace_url=DESK_URL)
+    by_name = Wanted(requester_name="dana`<!here>", request_id=7)
+    yield "history: by name, none", messages.listing(Listing(wanted=by_name, requests=()), workspace_url="")
+    some = Listing(wanted=Wanted(only_open=True), requests=(), next_page=Wanted(only_open=True, before=31))
+    yield "open: none so far", messages.listing(some, workspace_url="")
+
+
+def test_the_answers_to_questions_read_as_agreed() -> None:
+    """Someone who was not there reads what has become of a request."""
+    lines = [f"{name}\n    {text.replace(NEW_LINE, INDENTED)}\n" for name, text in _answers()]
+    check_snapshot("answers", "\n".join(lines))
+
+
 def test_no_snapshot_is_left_over() -> None:
     """A file that nothing writes any more would be read as a promise."""
-    assert {path.stem for path in SNAPSHOTS.glob("*")} == {*CASES, "private_lines", "forms"}
+    assert {path.stem for path in SNAPSHOTS.glob("*")} == {*CASES, "private_lines", "forms", "answers"}
 
 
 FORMS: Final[Mapping[str, views.View]] = {
@@ -756,6 +795,7 @@ FRAGMENTS: Final = (
 OURS: Final = re.compile(
     r"<@(?P<person>U[0-9A-Z]+)>|<!subteam\^(?P<group>S[0-9A-Z]+)>|<#C0(?:DESK|APPROVALS)>"
     r"|<!date\^\d+\^\{date_short_pretty\} \{time(?:_secs)?\}\|[0-9: UTC-]+>"
+    r"|<https://desk\.slack\.com/archives/C0DESK/p1790000000000100\|(?:open it|#\d+)>"
 )
 CODE: Final = re.compile(r"`[^`\n]+`")
 
@@ -960,9 +1000,29 @@ def test_nothing_typed_or_sent_pings_links_or_breaks_a_limit(request: CancelRequ
     lines.append(messages.request_refused(replace(request, said=request.reason)))
     lines.append(messages.command_refused(Reason.ORDER_HAS_OPEN_REQUEST, open_request=request, link=request.reason))
     lines.append(messages.command_refused(Reason.NOT_A_UUID, text=request.reason))
+    lines.append(messages.command_refused(Reason.NOT_A_QUESTION, text=request.reason))
+    placed = replace(request, card_channel_id="C0DESK", card_ts="1790000000.000100")
+    lines.append(messages.status(Status(request=placed, has_others=True), workspace_url=DESK_URL))
+    wanted = Wanted(requester_name=request.reason[:80], request_id=request.id, market="A" * 20 + "-" + "B" * 20)
+    page = Listing(wanted=wanted, requests=(placed,) * 10, next_page=replace(wanted, before=request.id))
+    lines.append(messages.listing(page, workspace_url=DESK_URL))
     for line in lines:
         assert_contained(line)
         assert 1 <= length(line) <= 4000
+
+
+def test_what_does_not_fit_into_one_answer_is_on_the_next_page() -> None:
+    """Ten requests whose words are as long as can be; each is shown once, none is lost between two pages."""
+    long = "가" * 200
+    orders = [replace(SELL, side=long, market=f"{long[:100]}-{long[:99]}") for _ in range(10)]
+    asked = tuple(replace(PENDING, id=100 - n, order_now=each) for n, each in enumerate(orders))
+    said = messages.listing(Listing(wanted=Wanted(), requests=asked), workspace_url=DESK_URL)
+    shown = [int(number) for number in re.findall(r"^• #(\d+)", said, re.MULTILINE)]
+
+    assert 1 <= len(shown) < 10
+    assert shown == [100 - n for n in range(len(shown))]
+    assert f"/cancel history before #{shown[-1]}`" in said
+    assert length(said) <= 4000
 
 
 @pytest.mark.parametrize("name", CASES)

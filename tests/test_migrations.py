@@ -18,6 +18,7 @@ from bot.database.store import SqlStore
 from bot.domain.audit import Action
 from bot.domain.cancel_request import DecisionKind
 from bot.domain.errors import NothingDone, WrongRevision
+from bot.inquiry import Wanted
 from bot.workflow import Notice, NoticeKind
 
 TABLES = {"alembic_version", "cancel_requests", "decisions", "notices", "audit_events", "audit_head"}
@@ -115,6 +116,29 @@ def test_reasons_come_and_go_under_decisions_of_the_version_before(empty: Databa
     assert [each.reason for each in request.decisions] == [""]
     assert (request.order_approved, request.reminded_at) == (None, None)
     fill(empty)
+
+
+def test_what_was_asked_before_it_was_noted_where_counts_as_asked_in_private(empty: Database) -> None:
+    """Also what a process of the version before adds while the new one is rolled out: it does not tell."""
+    migrate(empty)
+    create(SqlStore(empty), in_private=False)
+    assert not present(SqlStore(empty).read(1)).in_private
+    migrate(empty, revision="0005")
+    migrate(empty)
+    assert present(SqlStore(empty).read(1)).in_private
+    assert rows(empty, "SELECT state FROM cancel_requests") == [("requested",)]
+
+
+def test_what_was_opened_before_requests_knew_their_market_is_found_by_it(empty: Database) -> None:
+    """A year of history must not begin on the day of the upgrade."""
+    migrate(empty)
+    store = SqlStore(empty)
+    create_pending(store)
+    create(store)
+    migrate(empty, revision="0005")
+    migrate(empty)
+    assert rows(empty, "SELECT market FROM cancel_requests ORDER BY id") == [("KRW-BTC",), (None,)]
+    assert [each.id for each in store.list_requests(Wanted(market="KRW-BTC"), limit=10)] == [1]
 
 
 def test_migrating_twice_changes_nothing(empty: Database) -> None:

@@ -9,12 +9,14 @@ from decimal import Decimal
 import pytest
 from builders import at_once
 
+from bot.choosing import Choice, Form
 from bot.domain.audit import Actor, Reason
 from bot.domain.cancel_request import CancelRequest, Decision, DecisionKind, State
 from bot.domain.errors import CannotPost, MessengerError, TryLater
 from bot.domain.order import Order
 from bot.playground.slack import CHANNELS, PEOPLE, SlackWorkspace
 from bot.playground.slack_records import Channel, Message
+from bot.slack import views
 from bot.slack.notifier import MAX_OPENING, OPEN_VIEW_TIMEOUT_S, PERMANENT_ERRORS, Identity, Notifier
 from bot.workflow import Notice, NoticeKind
 
@@ -587,6 +589,33 @@ def test_a_form_is_asked_for_once(workspace: SlackWorkspace, notifier: Notifier,
     with pytest.raises(MessengerError):
         notifier.open_view("trigger-1", FORM)
     assert len(workspace.calls("views.open")) == 1
+
+
+CHOOSING = Form(id="choose_order:trigger-1", trigger_id="trigger-1", channel_id="C0DESK", in_private=False)
+
+
+def test_a_form_is_filled_by_the_id_that_we_gave_it(workspace: SlackWorkspace, notifier: Notifier) -> None:
+    """Also where the answer that would have told Slack's own id was lost."""
+    workspace.command("U0DANA", "C0DESK", "", trigger_id="trigger-1")
+    workspace.set_mood("drop_answer_after_doing", method="views.open", times=1)
+    with pytest.raises(TryLater):
+        notifier.open_view("trigger-1", views.loading(CHOOSING))
+    notifier.fill_form(CHOOSING, Choice())
+
+    (view,) = workspace.views("U0DANA")
+    assert "There are no open orders at Upbit" in "\n".join(workspace.words(view))
+
+
+def test_a_form_that_nobody_has_open_is_not_filled_for_ever(workspace: SlackWorkspace, notifier: Notifier) -> None:
+    """The person closed it; any other trouble of Slack's passes."""
+    with pytest.raises(CannotPost):
+        notifier.fill_form(CHOOSING, Choice())
+    workspace.command("U0DANA", "C0DESK", "", trigger_id="trigger-1")
+    notifier.open_view("trigger-1", views.loading(CHOOSING))
+    workspace.set_mood("ratelimited", method="views.update", times=1)
+    with pytest.raises(TryLater):
+        notifier.fill_form(CHOOSING, Choice())
+    notifier.fill_form(CHOOSING, Choice())
 
 
 def test_a_slack_that_hangs_is_given_up_in_time_for_the_answer(workspace: SlackWorkspace, notifier: Notifier) -> None:

@@ -307,6 +307,54 @@ def test_a_list_is_verified_and_limited_as_at_upbit(exchange: Exchange) -> None:
     assert error_of(look_at(exchange, query)) == (401, "out_of_scope")
 
 
+def open_orders(exchange: Exchange, query: str) -> requests.Response:
+    url = f"{exchange.url}/v1/orders/open" + (f"?{query}" if query else "")
+    return requests.get(url, headers={"Authorization": f"Bearer {token(query)}"}, timeout=5)
+
+
+def test_open_orders_are_listed_by_state_market_and_page(exchange: Exchange) -> None:
+    """Without states[] only what waits in the book: the trap that hides stop orders."""
+    first, stop, other = exchange.place(), exchange.place(state="watch"), exchange.place(market="KRW-ETH")
+    done, canceled = exchange.place(), exchange.place()
+    exchange.fill(done)
+    exchange.cancel_elsewhere(canceled)
+
+    def uuids(query: str) -> list[str]:
+        return [each["uuid"] for each in open_orders(exchange, query).json()]
+
+    assert uuids("") == [other, first]
+    both = "states[]=wait&states[]=watch"
+    assert uuids(both) == [other, stop, first]
+    assert uuids(f"{both}&market=KRW-ETH") == [other]
+    assert uuids(f"{both}&order_by=asc&limit=2") == [first, stop]
+    assert uuids(f"{both}&order_by=asc&limit=2&page=2") == [other]
+    assert uuids(f"{both}&page=3") == []
+    assert uuids("state=watch") == [stop]
+
+
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        ("states[]=done", "invalid_parameter"),
+        ("order_by=newest", "invalid_parameter"),
+        ("limit=101", "validation_error"),
+        ("limit=0", "validation_error"),
+        ("page=0", "validation_error"),
+        ("page=-1", "validation_error"),
+        ("uuid=X", "QUERY_PARAMETER_NOT_SUPPORTED"),
+    ],
+)
+def test_open_orders_are_limited_as_at_upbit(exchange: Exchange, query: str, name: str) -> None:
+    """What Upbit refuses must not work here."""
+    assert error_of(open_orders(exchange, query)) == (400, name)
+
+
+def test_open_orders_need_the_permission_to_view(exchange: Exchange) -> None:
+    """As every look does."""
+    exchange.set_key(Key(permissions=frozenset({"make_orders"})))
+    assert error_of(open_orders(exchange, "")) == (401, "out_of_scope")
+
+
 def test_a_mood_can_meet_one_path_alone(exchange: Exchange) -> None:
     """What fails for a list must be told apart from what fails for one order."""
     uuid = exchange.place()
@@ -320,7 +368,7 @@ def test_a_mood_can_meet_one_path_alone(exchange: Exchange) -> None:
     ("method", "path"),
     [("GET", "/v1/orders"), ("POST", "/v1/order"), ("PUT", "/v1/order"), ("DELETE", "/v1/orders/uuids")],
 )
-def test_there_are_three_routes(exchange: Exchange, method: str, path: str) -> None:
+def test_there_is_no_other_route(exchange: Exchange, method: str, path: str) -> None:
     """What the bot must not do cannot be done here."""
     assert requests.request(method, exchange.url + path, timeout=5).status_code == 404
 

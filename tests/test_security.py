@@ -46,6 +46,7 @@ from postgresql import Postgresql
 from slack_bolt.adapter.wsgi import SlackRequestHandler
 
 from bot.__main__ import main
+from bot.choosing import Choice, Choosing, Form
 from bot.database.audit_log import AuditLog, Filter
 from bot.database.engine import Database
 from bot.database.migration import check_revision, migrate
@@ -57,6 +58,7 @@ from bot.domain.audit import Action, Actor, Reason
 from bot.domain.cancel_request import CancelRequest, DecisionKind, State, Verdict
 from bot.domain.errors import IllegalTransition, NothingDone
 from bot.domain.membership import Group, Membership
+from bot.inquiry import Inquiry
 from bot.playground.demo import BEN, CARA, DANA, DESK
 from bot.playground.exchange import Mood
 from bot.playground.slack_records import Message
@@ -333,11 +335,17 @@ class Unhurried:
     def nudge(self, request_id: int | None = None) -> None:
         pass
 
+    def fill(self, number: int) -> None:
+        pass
+
     def tell_now(self, response_url: str, text: str) -> None:
         raise AssertionError(text)
 
     def open_view(self, trigger_id: str, view: dict[str, Any]) -> None:
-        raise AssertionError(trigger_id)
+        pass
+
+    def fill_form(self, form: Form, choice: Choice) -> None:
+        pass
 
 
 class Front:
@@ -361,6 +369,8 @@ class Front:
         )
         listeners = Listeners(
             workflow=self.workflow,
+            inquiry=Inquiry(records=self.store, policy=ApprovalPolicy(approvers=frozenset())),
+            choosing=Choosing(exchange=OpenExchange(), forms=Unhurried()),
             afterwards=Unhurried(),
             forms=Unhurried(),
             identity=lambda: IDENTITY,

@@ -326,6 +326,63 @@ def test_a_look_at_several_orders_fails_like_one_at_one(
     assert (client.hold_s("GET") > 0) == (mood in {Mood.RATELIMITED_429, Mood.BANNED_418})
 
 
+def test_open_orders_come_by_the_page_stop_orders_included(exchange: Exchange, client: UpbitClient) -> None:
+    """Without its states Upbit leaves the stop orders out, and nobody could cancel them."""
+    placed = [exchange.place(state="watch" if n % 2 else "wait") for n in range(MAX_ORDERS + 5)]
+    exchange.fill(placed[0])
+    exchange.cancel_elsewhere(placed[1])
+    newest = list(reversed(placed[2:]))
+    first, second, third = (client.get_open_orders(page=page) for page in (1, 2, 3))
+    for answer, uuids in ((first, newest[:MAX_ORDERS]), (second, newest[MAX_ORDERS:]), (third, [])):
+        assert isinstance(answer, FoundOrders)
+        assert [order.uuid for order in answer.orders] == uuids
+        assert answer.listed == len(uuids)
+        assert (answer.call.method, answer.call.path, answer.call.status) == ("GET", "/v1/orders/open", 200)
+    query = "states[]=wait&states[]=watch&page=1&limit=100&order_by=desc"
+    assert exchange.requests[0].query == query
+
+
+@pytest.mark.parametrize(
+    ("entries", "uuids", "listed"),
+    [
+        ([], [], 0),
+        ([ORDER, ORDER], [], 2),
+        ([ORDER, None, 1, "x", [], {}, {"uuid": OTHER_UUID}], [UUID], 7),
+        ([{**ORDER, "state": "done"}, {**ORDER, "uuid": OTHER_UUID}], [OTHER_UUID], 2),
+        ([{**ORDER, "uuid": f"{UUID}&identifier=Y"}], [], 1),
+        ([{**ORDER, "uuid": OTHER_UUID, "price": "much"}, ORDER], [UUID], 2),
+    ],
+)
+def test_what_is_no_open_order_is_not_offered(entries: list[Any], uuids: list[str], listed: int) -> None:
+    """It would be chosen, and what then is asked to be canceled is not what was read."""
+    with RawServer(answering(http(json.dumps(entries).encode()))) as server, client_of(server.url) as client:
+        answer = client.get_open_orders(page=1)
+    assert isinstance(answer, FoundOrders)
+    assert [order.uuid for order in answer.orders] == uuids
+    assert answer.listed == listed
+
+
+@pytest.mark.parametrize("body", [b"OK", b"{}", b"null", json.dumps(ORDER).encode(), b"[" * 100_000])
+def test_what_is_no_list_of_open_orders_is_unknown(body: bytes) -> None:
+    """Not the same as that there are none."""
+    with RawServer(answering(http(body))) as server, client_of(server.url) as client:
+        assert isinstance(client.get_open_orders(page=1), Unknown)
+
+
+@pytest.mark.parametrize(
+    ("mood", "kind"),
+    [(Mood.DROP_AFTER, Unknown), (Mood.HTTP_500, Unknown), (Mood.REFUSE, Refused), (Mood.RATELIMITED_429, Refused)],
+)
+def test_a_look_at_the_open_orders_fails_like_any_other(
+    exchange: Exchange, client: UpbitClient, mood: Mood, kind: type
+) -> None:
+    """And it is held back by the same brake, so that it takes nothing from a cancel."""
+    exchange.set_mood("GET /v1/orders/open", mood, times=1)
+    assert isinstance(client.get_open_orders(page=1), kind)
+    held = mood is Mood.RATELIMITED_429
+    assert isinstance(client.get_open_orders(page=1), NotSent if held else FoundOrders)
+
+
 @pytest.mark.parametrize("uuid", ["", "X", f"{UUID}&identifier=Y", UUID.upper(), f"{UUID}\n", "../accounts"])
 def test_what_is_no_uuid_is_not_signed(exchange: Exchange, client: UpbitClient, uuid: str) -> None:
     """The hash under the token does not bind the structure of the query."""
@@ -348,13 +405,15 @@ def test_nothing_but_looks_and_the_cancel_of_one_order_ever_leaves(exchange: Exc
         cancel(client, uuid)
         client.get_order(uuid)
         client.get_orders([uuid])
+        client.get_open_orders(page=1)
     assert {(seen.method, seen.path) for seen in exchange.requests} == {
         ("GET", "/v1/order"),
         ("GET", "/v1/orders/uuids"),
+        ("GET", "/v1/orders/open"),
         ("DELETE", "/v1/order"),
     }
     verbs = {name for name in dir(UpbitClient) if not name.startswith("_")}
-    assert verbs == {"get_order", "get_orders", "cancel_order", "hold_s", "banned_s", "close"}
+    assert verbs == {"get_order", "get_orders", "get_open_orders", "cancel_order", "hold_s", "banned_s", "close"}
 
 
 def test_the_environment_changes_nothing(

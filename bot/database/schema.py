@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 
 from bot.domain.audit import timestamp
-from bot.domain.cancel_request import OPEN_STATES
+from bot.domain.cancel_request import ENDED_STATES, OPEN_STATES, State
 
 metadata: Final = MetaData(
     naming_convention={
@@ -62,6 +62,11 @@ class UtcTime(TypeDecorator[datetime]):
 def open_states_sql() -> str:
     """The condition of the index that keeps an order to one open request."""
     return "state IN ({})".format(", ".join(f"'{state}'" for state in sorted(OPEN_STATES)))
+
+
+def not_over_sql() -> str:
+    """The condition of the index of the requests that are not over, the unresolved ones included."""
+    return "state IN ({})".format(", ".join(f"'{state}'" for state in sorted(set(State) - ENDED_STATES)))
 
 
 cancel_requests = Table(
@@ -120,6 +125,8 @@ cancel_requests = Table(
     Column("quote", Text),
     Column("order_approved", Text),
     Column("reminded_at", UtcTime),
+    Column("in_private", Boolean, nullable=False, server_default=text("true")),
+    Column("market", Text),
     UniqueConstraint("trigger_id"),
     Index(
         "uq_cancel_requests_open_order",
@@ -152,6 +159,19 @@ cancel_requests = Table(
         sqlite_where=text("state = 'pending'"),
         postgresql_where=text("state = 'pending'"),
     ),
+    Index(
+        "ix_cancel_requests_not_over",
+        "created_at",
+        "id",
+        sqlite_where=text(not_over_sql()),
+        postgresql_where=text(not_over_sql()),
+    ),
+    Index("ix_cancel_requests_created_at", "created_at", "id"),
+    Index("ix_cancel_requests_order_uuid", "order_uuid", "created_at", "id"),
+    Index("ix_cancel_requests_requester_id", "requester_id", "created_at", "id"),
+    Index("ix_cancel_requests_requester_market", "requester_id", "market", "created_at", "id"),
+    Index("ix_cancel_requests_requester_name", "requester_name", "created_at", "id"),
+    Index("ix_cancel_requests_market", "market", "created_at", "id"),
     sqlite_autoincrement=True,  # a request's number never comes back
 )
 

@@ -1,6 +1,7 @@
 """The requests in SQL: a change of state and its audit event in one transaction, and leases on the lanes."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,15 +18,17 @@ from sqlalchemy import (
     case,
     func,
     insert,
+    literal,
     or_,
     select,
     text,
+    tuple_,
     update,
 )
 
 from bot.database.audit_log import Chain
 from bot.database.engine import Database
-from bot.database.schema import audit_head, cancel_requests, decisions, notices
+from bot.database.schema import UtcTime, audit_head, cancel_requests, decisions, not_over_sql, notices
 from bot.domain.audit import SYSTEM, Action, Actor, AuditEvent, Json, Outcome, Reason
 from bot.domain.cancel_request import (
     ENDED_STATES,
@@ -42,6 +45,7 @@ from bot.domain.errors import Overtaken
 from bot.domain.order import Order, dump_order, load_order
 from bot.domain.quote import Quote, dump_quote, load_quote
 from bot.domain.tiers import Tier, parse_tier
+from bot.inquiry import Wanted
 from bot.workflow import (
     LONGEST_HOLD_S,
     NOTICE_LIFETIME,
@@ -126,6 +130,27 @@ class SqlStore:
     def request_of_trigger(self, trigger_id: str) -> int | None:
         with self._database.read() as connection:
             return _request_of_trigger(connection, trigger_id)
+
+    def list_requests(self, wanted: Wanted, *, limit: int) -> Sequence[CancelRequest]:
+        table = cancel_requests
+        query = select(table).order_by(table.c.created_at.desc(), table.c.id.desc()).limit(limit)
+        with self._database.read() as connection:
+            if wanted.before is not None:
+                asked_at = _created_at(connection, wanted.before)
+                if asked_at is None:
+                    return ()
+                place = tuple_(table.c.created_at, table.c.id)
+                query = query.where(place < tuple_(literal(asked_at, UtcTime()), literal(wanted.before)))
+            rows = connection.execute(query.where(*_fitting(wanted))).mappings().all()
+            made = _decisions_of(connection, [row["id"] for row in rows])
+        return [_from_row(row, tuple(made.get(row["id"], ()))) for row in rows]
+
+    def requester_called(self, name: str) -> str | None:
+        table = cancel_requests
+        query = select(table.c.requester_id).where(table.c.requester_name == name)
+        with self._database.read() as connection:
+            latest = query.order_by(table.c.created_at.desc(), table.c.id.desc()).limit(1)
+            return connection.execute(latest).scalar_one_or_none()
 
     def lease(self, request_id: int, lane: Lane, *, kept: Lease | None = None) -> Lease | None:
         names = _LANES[lane]
@@ -380,6 +405,7 @@ class SqlTransaction:
                 team_id=command.team_id,
                 channel_id=command.channel_id,
                 approvals_channel_id=approvals_channel_id,
+                in_private=command.in_private,
                 trigger_id=command.trigger_id,
                 response_url=command.response_url,
                 created_at=self.now,
@@ -656,13 +682,52 @@ def _select_request(connection: Connection, request_id: int, *, lock: bool = Fal
     return _from_row(row, tuple(_decision(decision) for decision in made))
 
 
+def _fitting(wanted: Wanted) -> list[ColumnElement[bool]]:
+    """The conditions of a question, but for its page."""
+    table = cancel_requests
+    requester: ColumnElement[str] = table.c.requester_id
+    market: ColumnElement[str] = table.c.market
+    if wanted.only_open or wanted.order_uuid is not None:
+        # That is little, and much may be one person's: an index that leads to theirs must not be taken.
+        requester, market = requester.concat(""), market.concat("")
+    same: tuple[tuple[ColumnElement[Any], Any], ...] = (
+        (table.c.id, wanted.request_id),
+        (table.c.order_uuid, wanted.order_uuid),
+        (requester, wanted.requester_id),
+        (market, wanted.market),
+    )
+    conditions: list[ColumnElement[bool]] = [column == value for column, value in same if value is not None]
+    if wanted.since is not None:
+        conditions.append(table.c.created_at >= wanted.since)
+    if wanted.only_open:
+        # Literals, not parameters: only then does SQLite see that the partial index fits.
+        conditions.append(text(not_over_sql()))  # type: ignore[arg-type]
+    return conditions
+
+
+def _created_at(connection: Connection, request_id: int) -> datetime | None:
+    query = select(cancel_requests.c.created_at).where(cancel_requests.c.id == request_id)
+    return connection.execute(query).scalar_one_or_none()
+
+
+def _decisions_of(connection: Connection, request_ids: Sequence[int]) -> Mapping[int, Sequence[Decision]]:
+    """The decisions of several requests, each request's in their order."""
+    made: defaultdict[int, list[Decision]] = defaultdict(list)
+    query = select(decisions).where(decisions.c.request_id.in_(request_ids)).order_by(decisions.c.id)
+    for row in connection.execute(query).mappings():
+        made[row["request_id"]].append(_decision(row))
+    return made
+
+
 _TEXT_LISTS: Final = {"approvers", "not_counted"}
 _ORDERS: Final = {"order", "order_now", "order_approved"}
 
 
 def _to_sql(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes in the domain's types as the columns hold them."""
-    return {name: _value_to_sql(name, value) for name, value in changes.items()}
+    """Changes in the domain's types as the columns hold them; with the order its market, by which it is found."""
+    values = {name: _value_to_sql(name, value) for name, value in changes.items()}
+    order = changes.get("order_now")
+    return {**values, "market": order.market} if isinstance(order, Order) else values
 
 
 def _value_to_sql(name: str, value: Any) -> Any:

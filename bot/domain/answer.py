@@ -21,7 +21,7 @@ class Call:
     """The facts of one call, for the audit: no token, no key."""
 
     method: str  #: GET or DELETE
-    path: str  #: /v1/order, /v1/orders/uuids
+    path: str  #: /v1/order, /v1/orders/uuids, /v1/orders/open
     nonce: str  #: the uuid4 in the token
     query_hash: str  #: SHA-512 hex of the query
     status: int | None = None  #: HTTP status, None where no answer came
@@ -43,6 +43,7 @@ class FoundOrders:
 
     orders: tuple[Order, ...]  #: of those that were asked for, each once, in no order
     call: Call
+    listed: int = 0  #: entries of the list, those that are no order included; a full page has others after it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

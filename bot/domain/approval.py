@@ -47,8 +47,9 @@ class ApprovalPolicy:
         membership: Membership = UNREAD,
     ) -> Reason | None:
         """Why this person may not make a request here and now, or None."""
-        if requester.team_id != home_team:
-            return Reason.OTHER_WORKSPACE
+        stranger = self.reading_refusal(requester, home_team=home_team)
+        if stranger is not None:
+            return stranger
         if self.requesters and requester.id not in membership.people(self.requesters):
             return Reason.MEMBERSHIP_UNKNOWN if membership.is_unknown(self.requesters) else Reason.NOT_A_REQUESTER
         if self.channels and channel_id not in self.channels:
@@ -56,6 +57,10 @@ class ApprovalPolicy:
         if open_requests >= self.max_open_requests_per_person:
             return Reason.TOO_MANY_OPEN_REQUESTS
         return None
+
+    def reading_refusal(self, person: Actor, *, home_team: str) -> Reason | None:
+        """Why this person may not ask about requests, or None: everybody of the workspace may, on whatever list."""
+        return None if person.team_id == home_team else Reason.OTHER_WORKSPACE
 
     def approvers_of(self, requester: Actor, membership: Membership = UNREAD) -> tuple[str, ...]:
         """The ids of those who may approve what this person asks for, sorted."""

@@ -72,6 +72,7 @@ class Reason(StrEnum):
     # A command that makes no request
     USAGE = "usage"  # no uuid, or more than one
     NOT_A_UUID = "not_a_uuid"
+    NOT_A_QUESTION = "not_a_question"  # status, open or history, and then something that was not understood
     NOT_A_REQUESTER = "not_a_requester"
     CHANNEL_NOT_ALLOWED = "channel_not_allowed"
     OTHER_WORKSPACE = "other_workspace"

@@ -121,6 +121,7 @@ class CancelRequest:
     trigger_id: str
     created_at: datetime
     approvals_channel_id: str | None = None  #: where its card goes, frozen with the command; None = where it was typed
+    in_private: bool = True  #: asked where not everybody can read; True also where that is not known
 
     # Frozen when the request is opened
     order: Order | None = None  #: the order as approvers were shown it
@@ -201,6 +202,18 @@ class CancelRequest:
     def counted(self) -> tuple[Decision, ...]:
         """The approvals that counted when the latest one came."""
         return tuple(each for each in self.decided(DecisionKind.APPROVE) if each.actor.id not in self.not_counted)
+
+    def may_be_seen_by(self, person_id: str, *, from_channel: str | None = None) -> bool:
+        """Whether this person of our workspace may read what the request says, besides on its card.
+
+        What was asked in public, everybody. What was asked in private, those who may act on it or have, and whoever is
+        in the channel of the command or of the card, which typing there shows.
+        """
+        if not self.in_private:
+            return True
+        is_there = from_channel is not None and from_channel in {self.channel_id, self.card_channel_id}
+        involved = {self.requester.id, *self.approvers, *(each.actor.id for each in self.decisions)}
+        return is_there or person_id in involved
 
     def has_approved(self, person_id: str) -> bool:
         return any(each.actor.id == person_id for each in self.decided(DecisionKind.APPROVE))

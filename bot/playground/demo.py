@@ -294,9 +294,9 @@ class _Conversation:
         self._check("the exchange shows the order canceled", self._exchange.order(uuid)["state"] == "cancel")
 
     def _denial(self) -> None:
-        self._title("dana asks for another order, and ben denies with a reason")
+        self._title("dana chooses another order in the form that /cancel alone opens, and ben denies with a reason")
         uuid = self._exchange.place(market="KRW-ETH", price="4000000", volume="2.5")
-        card = self._ask(2, uuid)
+        card = self._choose(2, uuid)
         self._slack.click(BEN.id, card, "deny_with_reason")
         form = self._slack.wait_for(lambda slack: slack.views(BEN.id), timeout_s=STEP_WITHIN_S)[-1]
         self._screen.show()
@@ -306,6 +306,10 @@ class _Conversation:
         self._ended(card, "Cancel request #2: denied, nothing was sent", verdict)
         self._check("a denied request sends nothing", not self._exchange.deletes(uuid))
         self._check("the denied order stays open", self._exchange.order(uuid)["state"] == "wait")
+        self._title("cara asks what has become of it")
+        said = self._slack.command(CARA.id, DESK, "status #2").text
+        self._screen.show()
+        self._check("who asks is told who denied", f"denied by <@{BEN.id}>" in said)
 
     def _race(self) -> None:
         self._title("dana asks for a third order, and ben and emil press Approve at the same instant")
@@ -367,6 +371,21 @@ class _Conversation:
             "a command is answered at once", answer.text == f"Request #{request_id} is recorded; reading the order…"
         )
         # The first edit names the approvers, so that posting the card does not call them all.
+        card = self._slack.wait_for(
+            lambda slack: [each for each in cards(slack)[before:] if each.versions], timeout_s=STEP_WITHIN_S
+        )[0]
+        self._screen.show()
+        return card
+
+    def _choose(self, request_id: int, uuid: str) -> Message:
+        """Dana types the command without a uuid, and chooses in the form; the card."""
+        before = len(cards(self._slack))
+        self._check("a command without a uuid says nothing", self._slack.command(DANA.id, DESK, "").text == "")
+        form = self._slack.wait_for(
+            lambda slack: [each for each in slack.views(DANA.id) if "submit" in each.json], timeout_s=STEP_WITHIN_S
+        )[-1]
+        answer = self._slack.submit_view(DANA.id, form, {"order": uuid, "reason": "no longer needed"})
+        self._check("a form is answered at once", answer.ok and f"Request #{request_id} is recorded" in answer.body)
         card = self._slack.wait_for(
             lambda slack: [each for each in cards(slack)[before:] if each.versions], timeout_s=STEP_WITHIN_S
         )[0]

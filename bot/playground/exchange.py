@@ -9,7 +9,8 @@
 Independent of the bot: the token is checked by hand, so that bot and exchange cannot share a mistake.
 
 https://global-docs.upbit.com/reference/order-cancel, https://global-docs.upbit.com/reference/get-order,
-https://global-docs.upbit.com/reference/list-orders-by-ids, https://global-docs.upbit.com/reference/list-orderbooks
+https://global-docs.upbit.com/reference/list-orders-by-ids, https://global-docs.upbit.com/reference/list-open-orders,
+https://global-docs.upbit.com/reference/list-orderbooks
 """
 
 import base64
@@ -281,6 +282,7 @@ class Exchange:
         self._routes: dict[tuple[str, str], tuple[str, Callable[[Request, _ActiveMood | None], _Reply]]] = {
             ("GET", "/v1/order"): ("view", self._get_order),
             ("GET", "/v1/orders/uuids"): ("view", self._get_orders),
+            ("GET", "/v1/orders/open"): ("view", self._get_open_orders),
             ("DELETE", "/v1/order"): ("make_orders", self._delete_order),
         }
         self._server = _Server(self._answer, tls=tls)
@@ -547,7 +549,7 @@ class Exchange:
                 with self._changed:
                     shown = [self._orders[uuid].shown() for uuid in request.uuids if uuid in self._orders] or [{}]
                 renamed = [{**each, "uuid": self._new_uuid()} for each in shown]
-                return _json(200, renamed if request.path == "/v1/orders/uuids" else renamed[0])
+                return _json(200, renamed if request.path.startswith("/v1/orders/") else renamed[0])
             case Mood.NOT_JSON_200:
                 return _Reply(status=200, body=b"OK", content_type="text/plain")
             case Mood.HTML_200:
@@ -611,6 +613,26 @@ class Exchange:
             "orderbook_units": units,
             "level": 0,
         }
+
+    def _get_open_orders(self, request: Request, _: _ActiveMood | None) -> _Reply:
+        """A page of the open orders; only those that wait in the book, unless `states[]` says otherwise."""
+        known = {"market", "states[]", "state", "page", "limit", "order_by"}
+        if not {name for name, _value in request.pairs} <= known:
+            raise _Refused(400, "QUERY_PARAMETER_NOT_SUPPORTED")
+        states = [value for name, value in request.pairs if name == "states[]"] or [request.fields.get("state", "wait")]
+        page, limit = request.fields.get("page", "1"), request.fields.get("limit", str(MAX_ORDERS))
+        if not (page.isdecimal() and limit.isdecimal() and int(page) > 0 and 0 < int(limit) <= MAX_ORDERS):
+            raise _Refused(400, "validation_error", f"page begins at 1, limit is 1 to {MAX_ORDERS}.")
+        if not set(states) <= {"wait", "watch"} or request.fields.get("order_by", "desc") not in {"asc", "desc"}:
+            raise _Refused(400, "invalid_parameter", "states[] are wait and watch, order_by asc or desc.")
+        shown = [self._current(uuid) for uuid in list(self._orders)]
+        shown = [
+            each for each in shown if each.state in states and each.market == request.fields.get("market", each.market)
+        ]
+        if request.fields.get("order_by", "desc") == "desc":
+            shown.reverse()
+        first = (int(page) - 1) * int(limit)
+        return _json(200, [each.shown() for each in shown[first : first + int(limit)]])
 
     def _delete_order(self, request: Request, active: _ActiveMood | None) -> _Reply:
         """Accept the cancel: 200 with the order as it was. A second one finds nothing to cancel."""

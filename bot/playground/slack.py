@@ -465,7 +465,8 @@ def _state(view: View, values: Mapping[str, str | None]) -> dict[str, dict[str, 
 def _chosen(element: Mapping[str, Any], value: str | None) -> dict[str, Any]:
     match element["type"]:
         case "static_select" | "radio_buttons":
-            chosen = [option for option in element["options"] if option["value"] == value]
+            grouped = [option for group in element.get("option_groups", ()) for option in group["options"]]
+            chosen = [option for option in [*element.get("options", ()), *grouped] if option["value"] == value]
             return {"selected_option": chosen[0] if chosen else None}
         case "checkboxes":
             return {"selected_options": [option for option in element["options"] if option["value"] == value]}

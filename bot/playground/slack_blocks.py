@@ -28,6 +28,7 @@ CONFIRM_TEXT = 300
 CONFIRM_LABEL = 30
 OPTION_TEXT = 75
 OPTION_VALUE = 150
+OPTION_GROUPS = 100
 PLACEHOLDER = 150
 LABEL = 2000
 INPUT_TEXT = 3000
@@ -66,7 +67,7 @@ ELEMENT_FIELDS: dict[str, set[str]] = {
         "focus_on_load",
     },
     "radio_buttons": {"options", "initial_option", "confirm", "focus_on_load"},
-    "static_select": _SELECT | {"options", "initial_option"},
+    "static_select": _SELECT | {"options", "option_groups", "initial_option"},
     "users_select": _SELECT | {"initial_user"},
 }
 CLICKABLE = frozenset(ELEMENT_FIELDS) - {"plain_text_input"}
@@ -234,6 +235,17 @@ class _Check:
             self.say(f"{pointer}/style", "must be primary or danger")
 
     def options(self, element: dict[str, Any], pointer: str, *, most: int) -> None:
+        if "option_groups" in element:
+            if "options" in element:
+                self.say(f"{pointer}/option_groups", "options or option_groups, not both")
+            for each, group in self.items(element, "option_groups", pointer, most=OPTION_GROUPS):
+                if not isinstance(group, dict):
+                    self.say(each, "must be an option group")
+                    continue
+                self.fields(group, each, {"label", "options"}, typed=False)
+                self.text(group.get("label"), f"{each}/label", longest=OPTION_TEXT)
+                self.options({"type": element["type"], "options": group.get("options")}, each, most=most)
+            return
         kinds = ANY_TEXT if element["type"] in {"radio_buttons", "checkboxes"} else PLAIN
         for each, option in self.items(element, "options", pointer, most=most):
             if not isinstance(option, dict):

@@ -5,21 +5,25 @@ A listener runs in the request's own thread and does nothing slow: what follows 
 
 import logging
 import re
+import time
 import unicodedata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
 from slack_bolt import Ack, App, BoltResponse
 from slack_bolt.authorization import AuthorizeResult
 
+from bot.choosing import Choosing, Form
 from bot.domain.audit import Actor, Reason
 from bot.domain.cancel_request import CancelRequest, DecisionKind
 from bot.domain.errors import CommitInDoubt, MessengerError, StoreError
 from bot.domain.order import UUID_PATTERN
+from bot.inquiry import Inquiry
 from bot.slack import messages, views
 from bot.slack.notifier import Identity
+from bot.slack.typed import MAX_REQUEST_ID_DIGITS, QUOTES, Question, Topic, parse_question
 from bot.workflow import CancelWorkflow, Click, Command, CommandAnswer
 
 log = logging.getLogger(__name__)
@@ -40,10 +44,15 @@ FORMS: Final[Mapping[str, Callable[[CancelRequest], views.View]]] = {
 FORM_KINDS: Final = {views.DENY_REASON: DecisionKind.DENY}
 """By callback_id: the forms that decide when they are submitted."""
 
-MAX_REQUEST_ID_DIGITS: Final = 15
 MAX_TYPED_CHARS: Final = 4000
 """Of what was filled in; Slack itself takes 3,000. What is too long is refused, and the audit shows so much of it."""
-QUOTES: Final = "`'\"‘’“”*_~<>"  # noqa: RUF001 - Slack and phones put these around what people paste
+
+PRIVATE_NAMES: Final = frozenset({"privategroup", "directmessage"})
+GROUP_DM_PREFIX: Final = "mpdm-"
+
+OPEN_WITHIN_S: Final = 1.2
+"""A form is opened only where the database has answered by then: Slack takes up to 1.5 s more, of 3 s in all."""
+MAX_EXTERNAL_ID_CHARS: Final = 255
 
 
 class Afterwards(Protocol):
@@ -51,6 +60,10 @@ class Afterwards(Protocol):
 
     def nudge(self, request_id: int | None = None) -> None:
         """Something is due."""
+        ...
+
+    def fill(self, number: int) -> None:
+        """A form waits to be filled."""
         ...
 
     def tell_now(self, response_url: str, text: str) -> None:
@@ -83,11 +96,15 @@ class Listeners:
     """The listeners and what they need. `identity` gives None until Slack has told who we are."""
 
     workflow: CancelWorkflow
+    inquiry: Inquiry
+    choosing: Choosing
     afterwards: Afterwards
     forms: Forms
     identity: Callable[[], Identity | None]
     max_open_requests: int
     channels: frozenset[str] = frozenset()  #: where `/cancel` may be typed; empty = anywhere
+    approvals_channel: str = ""  #: where all cards go; empty = where `/cancel` was typed
+    monotonic: Callable[[], float] = time.monotonic
 
     def bolt_app(self, *, bot_token: str, signing_secret: str | None) -> App:
         """A Bolt app that asks Slack nothing on its own; without a signing secret, for Socket Mode only."""
@@ -115,13 +132,23 @@ class Listeners:
         return app
 
     def on_command(self, ack: Ack, body: dict[str, Any]) -> None:
-        ack(text=self._answer(body), response_type="ephemeral")
+        said = self._answer(body)
+        ack(text=said, response_type="ephemeral") if said else ack()
 
     def _answer(self, body: Mapping[str, Any]) -> str:
+        """What the person is told privately; nothing where a form has opened."""
+        began_at = self.monotonic()
         identity = self.identity()
         if identity is None:
             return messages.starting()
         command = parse_command(body)
+        question = parse_question(_text(body, "text"), person_id=command.requester.id)
+        if question is not None:
+            if self.inquiry.refusal(command.requester, home_team=identity.team_id) is None and question.wanted:
+                return self._tell(question, command, identity)
+            command = replace(command, order_uuid=None, fault=Reason.NOT_A_QUESTION)
+        if not command.reason and command.fault is Reason.USAGE:
+            return self._open_choice(command, identity, began_at=began_at)
         try:
             answer = self.workflow.command(command, home_team=identity.team_id)
         except CommitInDoubt as error:
@@ -133,9 +160,50 @@ class Listeners:
         if answer.request_id is not None:
             self.afterwards.nudge(answer.request_id)
             return messages.recorded(answer.request_id)
-        return self._refused(answer, body, identity)
+        return self._refused(answer, _text(body, "text"), identity)
 
-    def _refused(self, answer: CommandAnswer, body: Mapping[str, Any], identity: Identity) -> str:
+    def _open_choice(self, command: Command, identity: Identity, *, began_at: float) -> str:
+        """Open the form to choose an order in, for whoever may ask; empty where Slack took it."""
+        try:
+            refusal = self.workflow.may_choose(command, home_team=identity.team_id)
+        except StoreError as error:
+            log.error("command not recorded: %s", error)  # noqa: TRY400
+            return messages.nothing_was_done()
+        if refusal is not None:
+            return self._refused(CommandAnswer(refusal=refusal), "", identity)
+        form = Form(
+            id=f"{views.CHOOSE_ORDER}:{command.trigger_id}"[:MAX_EXTERNAL_ID_CHARS],
+            trigger_id=command.trigger_id,
+            channel_id=command.channel_id,
+            in_private=command.in_private,
+        )
+        is_late = self.monotonic() - began_at > OPEN_WITHIN_S
+        if is_late or not self.choosing.has_room() or not self.open_form(command.trigger_id, views.loading(form)):
+            return messages.form_did_not_open()
+        self.afterwards.fill(self.choosing.begin(form))
+        return ""
+
+    def _tell(self, question: Question, command: Command, identity: Identity) -> str:
+        """What somebody asked about requests."""
+        assert question.wanted is not None
+        where = {"person_id": command.requester.id, "channel_id": command.channel_id}
+        try:
+            match question.topic:
+                case Topic.HELP:
+                    return messages.help_text()
+                case Topic.STATUS:
+                    return messages.status(
+                        self.inquiry.status(question.wanted, **where), workspace_url=identity.team_url
+                    )
+                case Topic.OPEN | Topic.HISTORY:
+                    return messages.listing(
+                        self.inquiry.listing(question.wanted, **where), workspace_url=identity.team_url
+                    )
+        except StoreError as error:
+            log.error("question not answered: %s", error)  # noqa: TRY400
+            return messages.could_not_be_read()
+
+    def _refused(self, answer: CommandAnswer, text: str, identity: Identity) -> str:
         assert answer.refusal is not None
         card = answer.open_request
         link = None
@@ -145,7 +213,7 @@ class Listeners:
             answer.refusal,
             open_request=card,
             link=link,
-            text=_text(body, "text"),
+            text=text,
             limit=self.max_open_requests,
             channels=self.channels,
         )
@@ -185,7 +253,12 @@ class Listeners:
         ack(answer) if answer else ack()
 
     def _read_form(self, submission: Submission) -> dict[str, Any]:
-        click = parse_form(submission)
+        if submission.callback_id == views.CHOOSE_ORDER:
+            return self._ask_for_chosen(submission)
+        return self._decide(parse_form(submission))
+
+    def _decide(self, click: Click) -> dict[str, Any]:
+        """The decision that a form stands for, as by a button. A form that is not ours is refused in the same way."""
         try:
             answer = self.workflow.decide(click)
         except StoreError as error:
@@ -202,6 +275,29 @@ class Listeners:
         if answer.refusal in {Reason.NO_REASON, Reason.REASON_TOO_LONG}:
             return views.keep_open(views.REASON_INPUT, sentence)
         return views.replace_with(views.told(sentence))
+
+    def _ask_for_chosen(self, submission: Submission) -> dict[str, Any]:
+        """The same request as that of a typed command, and its answer in place of the form."""
+        identity, command = self.identity(), parse_chosen(submission)
+        if identity is None:
+            return views.replace_with(views.told(messages.starting()))
+        if command is None:
+            return views.replace_with(views.told(messages.unknown_form()))
+        try:
+            answer = self.workflow.command(command, home_team=identity.team_id)
+        except CommitInDoubt as error:
+            log.error("command in doubt: %s", error)  # noqa: TRY400
+            return views.replace_with(views.told(messages.in_doubt(), title="Not confirmed"))
+        except StoreError as error:
+            log.error("command not recorded: %s", error)  # noqa: TRY400
+            return views.replace_with(views.told(messages.nothing_was_done()))
+        if answer.request_id is not None:
+            self.afterwards.nudge(answer.request_id)
+            told = messages.recorded_from_form(answer.request_id, self.approvals_channel or command.channel_id)
+            return views.replace_with(views.told(told, title="Recorded"))
+        if answer.refusal is Reason.NOT_A_UUID and views.ORDER_BLOCK not in submission.values:
+            return views.keep_open(views.UUID_BLOCK, messages.not_a_uuid_in_form())
+        return views.replace_with(views.told(self._refused(answer, command.reason, identity)))
 
     def open_form(self, trigger_id: str, view: views.View) -> bool:
         """Whether Slack took it. It is asked once, so that the answer leaves in time."""
@@ -222,11 +318,43 @@ def parse_command(body: Mapping[str, Any]) -> Command:
         requester=Actor(id=_text(body, "user_id"), name=_text(body, "user_name"), team_id=team_id),
         team_id=team_id,
         channel_id=_text(body, "channel_id"),
+        in_private=is_private(_text(body, "channel_id"), _text(body, "channel_name")),
         response_url=_text(body, "response_url") or None,
         order_uuid=order_uuid,
         reason=reason,
         fault=fault,
     )
+
+
+def parse_chosen(submission: Submission) -> Command | None:
+    """The command that the form to choose an order in stands for; None where the form is not ours."""
+    form = views.read_form(submission.private_metadata)
+    if form is None:
+        return None
+    chosen = submission.values.get(views.ORDER_BLOCK) or submission.values.get(views.UUID_BLOCK, "")
+    order_uuid = chosen.strip(QUOTES).lower()
+    is_uuid = UUID_PATTERN.fullmatch(order_uuid) is not None
+    return Command(
+        trigger_id=form.trigger_id,
+        requester=submission.actor,
+        team_id=submission.team_id,
+        channel_id=form.channel_id,
+        in_private=form.in_private,
+        response_url=None,
+        order_uuid=order_uuid if is_uuid else None,
+        reason=" ".join(submission.values.get(views.REASON_BLOCK, "").split()) if is_uuid else chosen,
+        fault=None if is_uuid else Reason.NOT_A_UUID,
+        from_form=True,
+    )
+
+
+def is_private(channel_id: str, channel_name: str) -> bool:
+    """Whether not everybody of the workspace can read what is typed there; Slack keeps the names of such places back.
+
+    What cannot be told counts as private. https://docs.slack.dev/interactivity/implementing-slash-commands
+    """
+    is_named = bool(channel_name) and channel_name not in PRIVATE_NAMES and not channel_name.startswith(GROUP_DM_PREFIX)
+    return not (is_named and channel_id.startswith("C"))
 
 
 def parse_text(text: str) -> tuple[str | None, str, Reason | None]:

@@ -43,7 +43,7 @@ def manifest(*, socket_mode: bool, request_url: str | None = None) -> dict[str, 
                     "command": "/cancel",
                     **where,
                     "description": "Ask for an Upbit order to be canceled",
-                    "usage_hint": "<order uuid> [reason]",
+                    "usage_hint": "[order uuid] [reason], or: status, open, history, help",
                     "should_escape": False,
                 }
             ],

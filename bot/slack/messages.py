@@ -10,11 +10,12 @@ https://docs.slack.dev/messaging/formatting-message-text
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
 
+from bot.choosing import Trouble
 from bot.domain.approval import MAX_REASON_CHARS
 from bot.domain.audit import Reason
 from bot.domain.cancel_request import (
@@ -29,6 +30,8 @@ from bot.domain.cancel_request import (
 from bot.domain.order import Order, OrderState
 from bot.domain.quote import Distance, Side, distance
 from bot.domain.tiers import remaining_value
+from bot.inquiry import Listing, Status, Wanted
+from bot.slack.typed import typed
 
 ACTION_APPROVE: Final = "approve"
 ACTION_DENY: Final = "deny"
@@ -190,7 +193,7 @@ def usage() -> str:
     return (
         "Type `/cancel &lt;uuid&gt; [reason]` to ask for an order at Upbit to be canceled: the order's uuid, then, if "
         "you like, why. For example `/cancel cdd92199-2897-4e14-9448-f923320408ad wrong price`. The order is "
-        "canceled only after somebody who may approve has agreed."
+        "canceled only after somebody who may approve has agreed. `/cancel help` says what else you can ask."
     )
 
 
@@ -210,6 +213,7 @@ def command_refused(  # noqa: PLR0913 - each sentence has its facts
     sentences = {
         Reason.USAGE: usage(),
         Reason.NOT_A_UUID: _not_a_uuid(text),
+        Reason.NOT_A_QUESTION: _not_a_question(text),
         Reason.NOT_A_REQUESTER: _not_a_requester(),
         Reason.MEMBERSHIP_UNKNOWN: _unknown_requester(),
         Reason.OTHER_WORKSPACE: _from_another_workspace(),
@@ -229,6 +233,19 @@ def _not_a_uuid(text: str) -> str:
         f"{typed} not the uuid of an order, so nothing was done. A uuid looks like "
         "`cdd92199-2897-4e14-9448-f923320408ad`: copy it from Upbit and type `/cancel &lt;uuid&gt; [reason]`."
     )
+
+
+def _not_a_question(text: str) -> str:
+    return (
+        f"{literal(text, 100)} was not understood, and nothing was done. Ask with {_QUESTIONS}; `/cancel help` says "
+        "what each of them tells."
+    )
+
+
+_QUESTIONS: Final = (
+    "`/cancel status &lt;uuid or #n&gt;`, `/cancel open`, or `/cancel history` with any of: a uuid, `#n`, `@user`, "
+    "`me`, a market such as `KRW-BTC`, `since 2026-11-01`"
+)
 
 
 def _not_a_requester() -> str:
@@ -299,6 +316,60 @@ def unknown_button() -> str:
     )
 
 
+def form_did_not_open() -> str:
+    return (
+        "The form could not be opened in time, and nothing was done; should it appear all the same, close it. Type "
+        "`/cancel` again, or name the order yourself: `/cancel &lt;uuid&gt; [reason]`."
+    )
+
+
+def form_is_loading() -> str:
+    return (
+        "*loading…* The open orders are being read from Upbit. If nothing appears here within ten seconds or so, close "
+        "this and type `/cancel` again, or name the order yourself: `/cancel &lt;uuid&gt; [reason]`."
+    )
+
+
+def no_open_orders() -> str:
+    return (
+        "There are no open orders at Upbit, so there is nothing to cancel. An order placed just now is here when you "
+        "type `/cancel` again."
+    )
+
+
+def more_open_orders(count: int) -> str:
+    return f"Only {count} orders are here. For any other one type `/cancel &lt;uuid&gt; [reason]`."
+
+
+def orders_not_listed(trouble: Trouble) -> str:
+    """Why the form offers no orders, and what to do instead."""
+    why = {
+        "away": "Upbit cannot be reached just now, so the open orders are not known.",
+        "busy": "Upbit does not take more questions from the bot just now, so the open orders are not known.",
+        "key_lacks_view": (
+            "The bot's Upbit key may not read orders: it lacks the permission 주문조회 (View Orders), which whoever "
+            "runs this bot can add at Upbit. Until then, cancel the order at Upbit by hand."
+        ),
+        "refused": "Upbit would not show the open orders. Tell whoever runs this bot.",
+    }[trouble]
+    step = " You can name the order here by its uuid; the bot reads it as soon as it can."
+    return why if trouble == "key_lacks_view" else why + step
+
+
+def not_a_uuid_in_form() -> str:
+    """Plain text, under the input."""
+    return (
+        "That is not the uuid of an order. A uuid looks like cdd92199-2897-4e14-9448-f923320408ad: copy it from Upbit."
+    )
+
+
+def recorded_from_form(request_id: int, channel_id: str) -> str:
+    return (
+        f"Request #{request_id} is recorded; the order is being read. Its card comes to {channel(channel_id)}; if the "
+        "request is refused instead, you are told privately."
+    )
+
+
 def unknown_form() -> str:
     return (
         "This version of the bot does not know that form, so what you filled in was not read, and nothing was done. "
@@ -321,6 +392,165 @@ def denying(request: CancelRequest) -> str:
         f"{mention(request.requester.id)} asks for {_what_is_canceled(order) if order else 'an order'} to be canceled. "
         f"Denying ends request #{request.id} at once, and nothing is sent to Upbit."
     )
+
+
+# --- What questions are answered, to the person who asked -----------------------------------------------------------
+
+
+def help_text() -> str:
+    """Every way to type the command."""
+    return (
+        "*To ask for an order to be canceled*\n"
+        "• `/cancel &lt;uuid&gt; [reason]`: the order's uuid at Upbit and, if you like, why. It is canceled only after "
+        "enough people who may approve have agreed.\n"
+        "*To ask about requests* (only you see the answer)\n"
+        "• `/cancel status &lt;uuid or #n&gt;`: what has become of one request, and what comes next.\n"
+        "• `/cancel open`: what is not over yet, the newest first.\n"
+        "• `/cancel history`: all requests, the newest first. Narrow it down with a uuid, `#n`, `@user` (or `me`), "
+        "a market such as `KRW-BTC`, `since 2026-11-01` (UTC), or several of these; `open` takes them, too.\n"
+        "Requests from private channels and direct messages are shown only to those who asked, may approve or have "
+        "decided, and to whoever types the question in that same place."
+    )
+
+
+def could_not_be_read() -> str:
+    return (
+        "The answer could not be read from the database just now; nothing was changed. Try again in a minute, and if "
+        "it stays so, tell whoever runs this bot."
+    )
+
+
+def status(found: Status, *, workspace_url: str) -> str:
+    """One request in plain words: what is true, what comes next, who did what and when, and where its card is."""
+    request = found.request
+    if request is None:
+        return (
+            "There is no such request that you may see. `/cancel history` lists those that you may; those from private "
+            "channels are shown where they were made, and to the people they concern."
+        )
+    order = request.order_now or request.order
+    facts = [(label, value) for name, label, value in _facts(order) if name in _ON_THE_CARD] if order else []
+    others = Wanted(order_uuid=request.order_uuid)
+    lines = [
+        f"*Request #{request.id}:* {_STATE_WORDS[request.state]}",
+        _story(request),
+        f"*Next:* {_next(request)}",
+        f"*Card:* {_where_the_card_is(request, workspace_url)}",
+        f"*Asked by:* {mention(request.requester.id)} {when(request.created_at)}",
+        *_approval_lines(request, is_new=False),
+        f"*Order last seen:* {when(request.looked_at)}" if request.looked_at else "",
+        f"*Order:* {_in_one_line(facts)}" if facts else f"*Order:* {literal(request.order_uuid)}, not read yet",
+        f"*Reason:* {literal(request.reason, REASON_CHARS)}" if request.reason.strip() else "*Reason:* none given",
+        f"This order was asked about before: `{escape(typed(others))}`" if found.has_others else "",
+    ]
+    return _fitting(lines, TEXT_CHARS)
+
+
+def _where_the_card_is(request: CancelRequest, workspace_url: str) -> str:
+    link = _card_link(request, workspace_url)
+    if link is not None:
+        return _link(link, "open it") + f" in {channel(request.card_channel_id or '')}"
+    return "none" if request.state in {State.REQUESTED, State.REFUSED} else "not posted yet"
+
+
+def _card_link(request: CancelRequest, workspace_url: str) -> str | None:
+    if request.card_channel_id is None or request.card_ts is None:
+        return None
+    return permalink(workspace_url, request.card_channel_id, request.card_ts)
+
+
+def _next(request: CancelRequest) -> str:
+    """What happens by itself, and what somebody has to do."""
+    match request.state:
+        case State.REQUESTED:
+            return "the bot reads the order, and then asks for approval."
+        case State.PENDING:
+            missing = max(1, request.approvals_required - len(request.counted()))
+            until = f" until {when(request.expires_at)}" if request.expires_at else ""
+            return f"{_approvals(missing)} more{until}; otherwise it expires and nothing is sent."
+        case State.APPROVED:
+            return "the bot sends the cancel."
+        case State.SENDING | State.ACCEPTED:
+            return "the bot looks at the order until it is certain what happened."
+        case State.UNRESOLVED:
+            return "somebody looks at Upbit; the bot goes on looking as well."
+        case _:
+            return "nothing by itself, the request is over."
+
+
+def listing(found: Listing, *, workspace_url: str) -> str:
+    """Requests, a line each, and the command that shows the next ones."""
+    more = found.next_page
+    if not found.requests and more is None:
+        return f"{_listing_title(found.wanted)}\nNone that you may see."
+    room = TEXT_CHARS - LISTING_ENDS_CHARS - _size(_listing_title(found.wanted))
+    lines: list[str] = []
+    for request in found.requests:
+        line = _listed_request(request, workspace_url)
+        room -= _size(line) + len("\n")
+        if room < 0:
+            more = replace(found.wanted, before=found.requests[max(0, len(lines) - 1)].id)
+            break
+        lines.append(line)
+    if not lines:
+        lines = ["None that you may see among those looked through so far."]
+    if more is not None:
+        lines.append(f"For more, type `{cut(escape(typed(more)), LISTING_ENDS_CHARS - len('For more, type ``'))}`")
+    return "\n".join([_listing_title(found.wanted), *lines])
+
+
+LISTING_ENDS_CHARS: Final = 400
+
+
+def _listing_title(wanted: Wanted) -> str:
+    parts = [
+        f"numbered #{wanted.request_id}" if wanted.request_id is not None else "",
+        f"for order {literal(wanted.order_uuid)}" if wanted.order_uuid is not None else "",
+        f"asked by {mention(wanted.requester_id)}" if wanted.requester_id is not None else "",
+        f"asked by {literal('@' + wanted.requester_name)}" if wanted.requester_name is not None else "",
+        f"on {word(wanted.market)}" if wanted.market is not None else "",
+        f"since {wanted.since.date().isoformat()} UTC" if wanted.since is not None else "",
+        f"before #{wanted.before}" if wanted.before is not None else "",
+    ]
+    what = "Requests that are not over" if wanted.only_open else "Requests"
+    return f"*{' '.join([what, *filter(None, parts)])}*"
+
+
+def _listed_request(request: CancelRequest, workspace_url: str) -> str:
+    number = _link(_card_link(request, workspace_url), f"#{request.id}")
+    order = request.order_now or request.order
+    what = _order_in_short(order) if order else f"order {literal(request.order_uuid)}"
+    asked = f"{mention(request.requester.id)} {when(request.created_at)}"
+    return f"• {number} *{_STATE_WORDS[request.state]}*: {what}; asked by {asked}"
+
+
+def _order_in_short(order: Order) -> str:
+    """Side, market, what remains and the price, as far as each is known; no longer than a line or two."""
+    remaining = order.volume if order.remaining_volume is None else order.remaining_volume
+    price = amount(order.price, order.quote_currency) if order.price is not None else ""
+    parts = [
+        f"{_side(order)} on {word(order.market)}",
+        f"{amount(remaining, '')} remaining" if remaining is not None else "",
+        price and (f"{price} in all" if order.price_is_total else f"at {price}"),
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def order_in_a_line(order: Order) -> str:
+    """An order in plain text, for a choice among several: market, side, what remains and the price, where known."""
+    verb = {"ask": "Sell", "bid": "Buy"}.get(order.side, escape(order.side))
+    remaining = order.volume if order.remaining_volume is None else order.remaining_volume
+    if order.price is None:
+        price = "at the market price" if order.ord_type == "market" else "price not told"
+    elif order.price_is_total:
+        price = f"for {amount(order.price, '')} in all"
+    else:
+        price = f"at {amount(order.price, '')}"
+    volume = amount(remaining, "") if remaining is not None else ""
+    if not volume and not order.price_is_total:
+        volume = "(volume not told)"
+    stop = "(stop)" if order.state == OrderState.WATCH else ""
+    return " ".join(filter(None, [escape(order.market), verb, volume, price, stop]))
 
 
 # --- Private notices ------------------------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ from slack_sdk.errors import SlackApiError, SlackClientError
 from slack_sdk.web import SlackResponse
 from slack_sdk.webhook import WebhookClient
 
+from bot.choosing import Choice, Form
 from bot.domain.cancel_request import CancelRequest
 from bot.domain.errors import CannotPost, MessengerError, TryLater
-from bot.slack import messages
+from bot.slack import messages, views
 from bot.slack.pace import Pace
 from bot.workflow import Notice, NoticeKind
 
@@ -61,6 +62,9 @@ TOKEN_ERRORS: Final = frozenset({"account_inactive", "invalid_auth", "not_authed
 
 NO_MESSAGE_TS: Final = "1.000001"
 """Older than Slack."""
+
+VIEW_ERRORS: Final = frozenset({"invalid_arguments", "not_found", "view_not_found", "view_too_large"})
+"""Asking again will not help: mostly the person has closed it. https://docs.slack.dev/reference/methods/views.update"""
 
 OPEN_VIEW_TIMEOUT_S: Final = 1.5
 """A listener waits for this call, and Slack for the listener: 3 s in all, which is also how long a trigger_id lives."""
@@ -197,6 +201,14 @@ class Notifier:
                 raise
         finally:
             self._opening.release()
+
+    def fill_form(self, form: Form, choice: Choice) -> None:
+        """Show the choice in the form. Raises CannotPost (nobody has it open any more), TryLater."""
+        self.update_view(form.id, views.choice(form, choice))
+
+    def update_view(self, external_id: str, view: dict[str, Any]) -> None:
+        """Put a view in place of the one that was opened under this id. Raises CannotPost, TryLater."""
+        call(self._client.views_update, permanent=VIEW_ERRORS, external_id=external_id, view=view)
 
     def _call_in_turn(
         self, request_id: int, method: Callable[..., SlackResponse], *, channel: str, **arguments: Any

@@ -33,6 +33,11 @@ def orders_query(uuids: Sequence[str]) -> str:
     return "&".join(f"uuids[]={order_query(uuid).removeprefix('uuid=')}" for uuid in uuids)
 
 
+def open_orders_query(*, page: int, limit: int) -> str:
+    """The query for a page of the open orders, the newest first; without its states Upbit leaves stop orders out."""
+    return f"states[]=wait&states[]=watch&page={page:d}&limit={limit:d}&order_by=desc"
+
+
 def query_hash(query: str) -> str:
     """SHA-512 of the query as sent and not URL-encoded: 128 lower-case hexadecimal digits."""
     return hashlib.sha512(query.encode()).hexdigest()

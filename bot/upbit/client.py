@@ -1,4 +1,4 @@
-"""Three calls to Upbit, and what their answers come to.
+"""Four calls to Upbit, and what their answers come to.
 
     UpbitClient
     ├── Signer      the token of a request (auth)
@@ -10,7 +10,7 @@ notes `written` just before it hands the first byte of the request to the socket
 not sent, and what fails after it is unknown.
 
 https://global-docs.upbit.com/reference/order-cancel, https://global-docs.upbit.com/reference/get-order,
-https://global-docs.upbit.com/reference/list-orders-by-ids
+https://global-docs.upbit.com/reference/list-orders-by-ids, https://global-docs.upbit.com/reference/list-open-orders
 """
 
 import json
@@ -18,7 +18,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -44,14 +44,15 @@ from bot.domain.answer import (
     Refused,
     Unknown,
 )
-from bot.domain.order import MalformedOrder, Order
-from bot.upbit.auth import Signer, order_query, orders_query, query_hash
+from bot.domain.order import UUID_PATTERN, MalformedOrder, Order
+from bot.upbit.auth import Signer, open_orders_query, order_query, orders_query, query_hash
 from bot.upbit.line import ATTEMPT, Attempt, Closed, Line, Resolve, Watchdog, addresses_of
 
 ORDER_PATH: Final = "/v1/order"
 ORDERS_PATH: Final = "/v1/orders/uuids"
+OPEN_ORDERS_PATH: Final = "/v1/orders/open"
 MAX_ORDERS: Final = 100
-"""Orders in one call of `get_orders`, by Upbit's limit."""
+"""Orders in one call of `get_orders` and on one page of `get_open_orders`, by Upbit's limits."""
 USER_AGENT: Final = "upbit-cancel-bot"
 
 MAX_ANSWER_BYTES: Final = 1_000_000
@@ -136,6 +137,22 @@ def decipher_orders(
     return _decipher_orders(body, uuids=uuids) if status == HTTPStatus.OK else _decipher_no(status, headers, body)
 
 
+def decipher_open_orders(status: int, headers: Mapping[str, str], body: bytes) -> "OpenOrders | Refusal | Doubt":
+    """What a whole answer to a request for open orders says. Never raises.
+
+    What is no open order with a uuid of its own is left out, and only counted.
+    """
+    return _decipher_open_orders(body) if status == HTTPStatus.OK else _decipher_no(status, headers, body)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenOrders:
+    """A page of open orders; `listed` are its entries, those that are no order included."""
+
+    orders: tuple[Order, ...]
+    listed: int
+
+
 def _decipher_no(status: int, headers: Mapping[str, str], body: bytes) -> Refusal | Doubt:
     """What an answer says that is no 200."""
     if status == TOO_MANY_REQUESTS:
@@ -206,20 +223,36 @@ def _decipher_order(body: bytes, *, uuid: str) -> Order | Doubt:
 
 
 def _decipher_orders(body: bytes, *, uuids: Collection[str]) -> tuple[Order, ...] | Doubt:
+    entries = _entries(body)
+    if isinstance(entries, Doubt):
+        return entries
+    return tuple(order for order in _orders_in(entries) if order.uuid in uuids)
+
+
+def _decipher_open_orders(body: bytes) -> OpenOrders | Doubt:
+    entries = _entries(body)
+    if isinstance(entries, Doubt):
+        return entries
+    orders = tuple(order for order in _orders_in(entries) if order.is_open and UUID_PATTERN.fullmatch(order.uuid))
+    return OpenOrders(orders=orders, listed=len(entries))
+
+
+def _entries(body: bytes) -> list[Any] | Doubt:
     try:
         entries = _parse(body, _JSON_BY_ENTRY)
     except ValueError:
         return Doubt(cause="not_json")
-    if not isinstance(entries, list):
-        return Doubt(cause="not_json")
+    return entries if isinstance(entries, list) else Doubt(cause="not_json")
+
+
+def _orders_in(entries: list[Any]) -> Iterator[Order]:
+    """The entries that are orders; a uuid that comes twice is none."""
     named = [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("uuid"), str)]
     times = Counter(entry["uuid"] for entry in named)
-    found: list[Order] = []
     for entry in named:
-        if entry["uuid"] in uuids and times[entry["uuid"]] == 1:
+        if times[entry["uuid"]] == 1:
             with suppress(MalformedOrder):
-                found.append(Order.from_json(entry))
-    return tuple(found)
+                yield Order.from_json(entry)
 
 
 def _decipher_error(status: int, body: bytes) -> Refusal | Doubt:
@@ -336,7 +369,7 @@ class _Reply:
     too_large: bool = False
 
 
-_Read = TypeVar("_Read", Order, tuple[Order, ...])
+_Read = TypeVar("_Read", Order, tuple[Order, ...], OpenOrders)
 """What is read out of a 200."""
 
 
@@ -416,6 +449,21 @@ class UpbitClient:
             read=lambda status, headers, body: decipher_orders(status, headers, body, uuids=asked_for),
         )
         return FoundOrders(orders=answer, call=call) if isinstance(answer, tuple) else answer
+
+    def get_open_orders(self, *, page: int) -> OrdersAnswer:
+        """A page of the open orders, stop orders included, the newest first; pages are counted from 1.
+
+        https://global-docs.upbit.com/reference/list-open-orders
+        """
+        query = open_orders_query(page=page, limit=MAX_ORDERS)
+        answer, call = self._call(
+            Call(method="GET", path=OPEN_ORDERS_PATH, nonce=self._new_nonce(), query_hash=query_hash(query)),
+            query,
+            read=decipher_open_orders,
+        )
+        if isinstance(answer, OpenOrders):
+            return FoundOrders(orders=answer.orders, listed=answer.listed, call=call)
+        return answer
 
     def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
         """Ask Upbit to cancel: at most one DELETE, never sent again by itself.

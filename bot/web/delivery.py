@@ -42,6 +42,7 @@ class _Command(_Part):
     user_name: str = ""
     team_id: Needed
     channel_id: Needed
+    channel_name: str = ""
     response_url: str = ""
 
 
