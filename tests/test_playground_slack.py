@@ -14,7 +14,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import pytest
-from slack_bolt import App
+from slack_bolt import App, BoltRequest
 from slack_bolt.adapter.socket_mode import SocketModeHandler
 from slack_bolt.adapter.wsgi import SlackRequestHandler
 from slack_sdk import WebClient, WebhookClient
@@ -487,6 +487,13 @@ def deny_reason(ack: Any, view: dict[str, Any], client: WebClient) -> None:
         ack()
 
 
+def home_opened(event: dict[str, Any], request: BoltRequest, client: WebClient) -> None:
+    if "flaky" in event["tab"] and "x-slack-retry-num" not in request.headers:
+        raise ValueError("not this time")
+    said = f"{event['user']} opened {event['tab']}, {request.headers.get('x-slack-retry-num', ['first'])[0]}"
+    client.views_publish(user_id=event["user"], view={"type": "home", "blocks": [section(said)]})
+
+
 def tiny_bot(slack: SlackWorkspace) -> App:
     logger = logging.getLogger("tiny-bot")
     logger.setLevel(logging.CRITICAL)
@@ -500,6 +507,7 @@ def tiny_bot(slack: SlackWorkspace) -> App:
     app.action("approve")(approve)
     app.action("deny")(deny)
     app.view("deny_reason")(deny_reason)
+    app.event("app_home_opened")(home_opened)
     return app
 
 
@@ -634,6 +642,31 @@ def test_a_click_outside_of_a_message_says_where_it_was(slack: SlackWorkspace, c
     assert at_home["actions"][0]["value"] == "2"
     assert ephemeral["container"]["is_ephemeral"] is True
     assert "message" not in ephemeral
+
+
+def test_who_opens_the_home_tab_is_told_to_the_bot(with_bot: SlackWorkspace) -> None:
+    """An event comes as JSON over HTTP, not as a form, and in an envelope of its own kind over Socket Mode."""
+    assert with_bot.open_home(DANA).ok
+    home = with_bot.home(DANA)
+    assert home is not None
+    assert with_bot.words(home)[0].startswith(f"{DANA} opened home, ")
+    assert with_bot.transcript()[0] == "dana opens the Home tab"
+    assert with_bot.open_home(DANA, tab="messages").ok
+
+
+def test_an_event_is_delivered_again_with_its_number(with_bot: SlackWorkspace) -> None:
+    """Slack does so where no answer came in time, and by itself where the answer was none."""
+    answer = with_bot.open_home(DANA, deliveries=3)
+    assert [answer.ok, *(each.ok for each in answer.copies)] == [True] * 3
+    home = with_bot.home(DANA)
+    assert home is not None
+    assert with_bot.words(home) == [f"{DANA} opened home, 2"]
+
+
+def test_an_event_that_is_not_acknowledged_is_delivered_again(over_http: SlackWorkspace) -> None:
+    """So a bot that could not write it down gets another chance."""
+    answer = over_http.open_home(DANA, tab="flaky")
+    assert [answer.ok, *(each.ok for each in answer.copies)] == [False, True]
 
 
 def test_the_dm_with_the_bot_takes_commands(over_http: SlackWorkspace) -> None:

@@ -279,6 +279,19 @@ class SlackWorkspace:
         self._board.note(f'{person.name} closes the dialog "{current.title}"')
         self._board.show(dataclasses.replace(current, is_open=False))
 
+    def open_home(self, user: str, *, tab: str = "home", deliveries: int = 1) -> Answer:
+        """Open a tab of the bot's app; `deliveries` > 1 brings the same event several times, as Slack's retries do.
+
+        An event that is not acknowledged is delivered once more at once.
+        """
+        person = self._present(user)
+        self._board.note(f"{person.name} opens the {tab.capitalize()} tab")
+        event = self._payloads.home_opened(person, tab)
+        answers = [self._deliveries.send_event(event, retry=retry) for retry in range(deliveries)]
+        if not answers[-1].ok:
+            answers.append(self._deliveries.send_event(event, retry=len(answers)))
+        return dataclasses.replace(answers[0], copies=tuple(answers[1:]))
+
     def sign(self, body: bytes, timestamp: int) -> str:
         """The value of X-Slack-Signature."""
         return self._deliveries.sign(body, timestamp)

@@ -1,4 +1,4 @@
-"""What Slack sends to the bot: commands, clicks and submitted views; signed over HTTP, or over Socket Mode.
+"""What Slack sends to the bot: commands, clicks, submitted views and events; signed over HTTP, or over Socket Mode.
 
 https://docs.slack.dev/authentication/verifying-requests-from-slack and https://docs.slack.dev/reference/interaction-payloads
 """
@@ -25,6 +25,8 @@ HTTP_ERROR = 400
 HTTP_SERVER_ERROR = 500
 COMMAND = "slash_commands"
 INTERACTIVE = "interactive"
+EVENT = "events_api"
+RETRY_REASON = "http_timeout"
 
 Json = dict[str, Any]
 
@@ -84,6 +86,39 @@ class Payloads:
         payload = self._interaction("view_submission", person)
         return payload | {"view": view_json(self._board, view, values), "response_urls": []}
 
+    def home_opened(self, person: Person, tab: str) -> Json:
+        """https://docs.slack.dev/reference/events/app_home_opened, in the envelope of the Events API."""
+        ours = self._board.installation
+        team_id = person.team_id or ours.team_id
+        ts = self._board.new_ts()
+        event = {
+            "type": "app_home_opened",
+            "user": person.id,
+            "channel": self._board.dm_with(person.id).id,
+            "tab": tab,
+            "event_ts": ts,
+        }
+        home = self._board.home(person.id)
+        return {
+            "token": ours.verification_token,
+            "team_id": team_id,
+            "api_app_id": ours.app_id,
+            "event": event if home is None or tab != "home" else event | {"view": view_json(self._board, home)},
+            "type": "event_callback",
+            "event_id": self._board.new_id("Ev"),
+            "event_time": int(float(ts)),
+            "authorizations": [
+                {
+                    "enterprise_id": None,
+                    "team_id": team_id,
+                    "user_id": ours.bot_user_id,
+                    "is_bot": True,
+                    "is_enterprise_install": False,
+                }
+            ],
+            "is_ext_shared_channel": False,
+        }
+
     def _interaction(self, kind: str, person: Person) -> Json:
         ours = self._board.installation
         return {
@@ -125,6 +160,16 @@ class Deliveries:
         with ThreadPoolExecutor(max_workers=len(payloads), thread_name_prefix="slack-delivery") as threads:
             first, *others = threads.map(lambda payload: self._send_one(kind, payload), payloads)
         return dataclasses.replace(first, copies=tuple(others))
+
+    def send_event(self, payload: Json, *, retry: int = 0) -> Answer:
+        """Deliver an event; `retry` counts its earlier deliveries (https://docs.slack.dev/apis/events-api/#retries)."""
+        if self.events_url is None:
+            return self._send_over_socket(EVENT, payload, retry=retry)
+        body = json.dumps(payload).encode()
+        headers = self.signed_headers(body) | {"Content-Type": "application/json"}
+        if retry:
+            headers |= {"X-Slack-Retry-Num": str(retry), "X-Slack-Retry-Reason": RETRY_REASON}
+        return self.post(headers, body)
 
     def sign(self, body: bytes, timestamp: int) -> str:
         base = b"v0:%d:%b" % (timestamp, body)
@@ -172,10 +217,11 @@ class Deliveries:
         body = urllib.parse.urlencode(form).encode()
         return self.post(self.signed_headers(body), body)
 
-    def _send_over_socket(self, kind: str, payload: Json) -> Answer:
+    def _send_over_socket(self, kind: str, payload: Json, *, retry: int | None = None) -> Answer:
         began = time.monotonic()
+        retries = {} if retry is None else {"retry_attempt": retry, "retry_reason": RETRY_REASON if retry else ""}
         try:
-            answer = self._socket_mode.deliver(kind, payload, timeout_s=self.answer_within_s)
+            answer = self._socket_mode.deliver(kind, payload, timeout_s=self.answer_within_s, **retries)
         except ConnectionError:
             return Answer(status="dispatch_failed")
         except TimeoutError:

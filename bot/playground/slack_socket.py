@@ -52,13 +52,19 @@ class SocketMode:
                 del self._tickets[next(iter(self._tickets))]
             return f"ws://127.0.0.1:{server.socket.getsockname()[1]}/link/?ticket={ticket}&app_id={self._app_id}"
 
-    def deliver(self, kind: str, payload: Mapping[str, Any], *, timeout_s: float) -> Any:
-        """Send an envelope over any one connection and wait for its ack's payload.
+    def deliver(self, kind: str, payload: Mapping[str, Any], *, timeout_s: float, **more: Any) -> Any:
+        """Send an envelope over any one connection and wait for its ack's payload; `more` goes beside the payload.
 
         Raises ConnectionError where nobody is connected and TimeoutError where nobody acks in time.
         """
         envelope_id = str(uuid.uuid4())
-        envelope = {"envelope_id": envelope_id, "type": kind, "accepts_response_payload": True, "payload": payload}
+        envelope = {
+            "envelope_id": envelope_id,
+            "type": kind,
+            "accepts_response_payload": kind != "events_api",
+            "payload": payload,
+            **more,
+        }
         answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
         with self._changed:
             self._waiting[envelope_id] = answer
