@@ -21,7 +21,7 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.domain.answer import Accepted, Call, Found, FoundOrders, NotSent, Refused, Unknown
+from bot.domain.answer import Accepted, Call, ExchangeHealth, Found, FoundOrders, NotSent, Refused, Unknown
 from bot.domain.order import Order
 from bot.playground.exchange import Exchange, Key, Mood
 from bot.upbit.client import (
@@ -383,6 +383,45 @@ def test_a_look_at_the_open_orders_fails_like_any_other(
     assert isinstance(client.get_open_orders(page=1), NotSent if held else FoundOrders)
 
 
+def test_how_the_latest_calls_ended_is_remembered_for_who_asks() -> None:
+    """People are told whether Upbit answers, and since when it does not, without a call more."""
+    clock = Clock()
+    with Exchange(keys=(KEY,)) as exchange, client_of(exchange.url, monotonic=clock) as client:
+        assert client.health() == ExchangeHealth()
+        uuid = exchange.place()
+        client.get_order(uuid)
+        clock.now_s += 10
+        assert client.health() == ExchangeHealth(answered_ago_s=10)
+        client.get_order("00000000-0000-4000-8000-000000000000")
+        assert client.health() == ExchangeHealth(answered_ago_s=0)  # not found is an answer, too
+        exchange.set_mood("GET", Mood.HTTP_500, times=1)
+        clock.now_s += 10
+        client.get_order(uuid)
+        clock.now_s += 1
+        assert client.health() == ExchangeHealth(answered_ago_s=11, failed_ago_s=1, cause="http_500")
+        client.get_order(uuid)
+        assert client.health() == ExchangeHealth(answered_ago_s=0)
+        exchange.set_mood("GET", Mood.REFUSE, times=1, status=401, name="expired_access_key")
+        client.get_order(uuid)
+        assert client.health().cause == "expired_access_key"
+        exchange.set_mood("GET", Mood.BANNED_418, times=1, seconds=60)
+        client.get_order(uuid)
+        held = client.health()
+        assert held.is_banned
+        assert 59 <= held.held_for_s <= 61
+    assert len(exchange.requests) == 6
+
+
+def test_an_exchange_that_cannot_be_reached_is_no_answer() -> None:
+    """Nothing listens there."""
+    with Exchange(keys=(KEY,)) as exchange:
+        url = exchange.url
+    with client_of(url) as client:
+        client.get_order(UUID)
+        health = client.health()
+    assert (health.answered_ago_s, health.cause) == (None, "connect_failed")
+
+
 @pytest.mark.parametrize("uuid", ["", "X", f"{UUID}&identifier=Y", UUID.upper(), f"{UUID}\n", "../accounts"])
 def test_what_is_no_uuid_is_not_signed(exchange: Exchange, client: UpbitClient, uuid: str) -> None:
     """The hash under the token does not bind the structure of the query."""
@@ -413,7 +452,16 @@ def test_nothing_but_looks_and_the_cancel_of_one_order_ever_leaves(exchange: Exc
         ("DELETE", "/v1/order"),
     }
     verbs = {name for name in dir(UpbitClient) if not name.startswith("_")}
-    assert verbs == {"get_order", "get_orders", "get_open_orders", "cancel_order", "hold_s", "banned_s", "close"}
+    assert verbs == {
+        "get_order",
+        "get_orders",
+        "get_open_orders",
+        "cancel_order",
+        "hold_s",
+        "banned_s",
+        "health",
+        "close",
+    }
 
 
 def test_the_environment_changes_nothing(

@@ -74,6 +74,17 @@ class NotSent:
     retry_after_s: float = field(default=1.0)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExchangeHealth:
+    """How the calls of this process have fared lately; times as the seconds that have passed since."""
+
+    answered_ago_s: float | None = None  #: the latest answer; None where there was none yet
+    failed_ago_s: float | None = None  #: the latest call without a usable answer, if it came after that
+    cause: str | None = None  #: machine word for that, or Upbit's name for what is wrong with the key
+    held_for_s: float = 0.0  #: calls are held back for so long still
+    is_banned: bool = False  #: not by a rate limit but by a ban
+
+
 CancelAnswer = Accepted | Refused | Unknown | NotSent
 LookAnswer = Found | Refused | Unknown | NotSent
 OrdersAnswer = FoundOrders | Refused | Unknown | NotSent

@@ -3,6 +3,7 @@
     UpbitClient
     ├── Signer      the token of a request (auth)
     ├── _Brake      says when nothing may be sent: too many requests, banned
+    ├── _Fared      remembers how the latest calls ended
     └── Watchdog, Line    the total deadline of a call, and the connections (line)
 
 Whether a failed request was *not sent* or is *unknown* is never guessed from the class of an exception. The connection
@@ -36,6 +37,7 @@ from bot.domain.answer import (
     Accepted,
     Call,
     CancelAnswer,
+    ExchangeHealth,
     Found,
     FoundOrders,
     LookAnswer,
@@ -356,6 +358,33 @@ class _Brake:
             return None
 
 
+class _Fared:
+    """How the latest calls ended."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._answered_at: float | None = None
+        self._failed: tuple[float, str] | None = None
+
+    def well(self) -> None:
+        with self._lock:
+            self._answered_at, self._failed = self._monotonic(), None
+
+    def badly(self, cause: str) -> None:
+        with self._lock:
+            self._failed = self._monotonic(), cause
+
+    def health(self) -> ExchangeHealth:
+        with self._lock:
+            now = self._monotonic()
+            return ExchangeHealth(
+                answered_ago_s=None if self._answered_at is None else now - self._answered_at,
+                failed_ago_s=None if self._failed is None else now - self._failed[0],
+                cause=None if self._failed is None else self._failed[1],
+            )
+
+
 # The client ---------------------------------------------------------------------------------------------------------
 
 
@@ -420,6 +449,7 @@ class UpbitClient:
         self._new_nonce = new_nonce
         self._resolve = resolve
         self._brake = _Brake(monotonic)
+        self._fared = _Fared(monotonic)
         self._watchdog = Watchdog()
         self._line = Line(server, ca_bundle=ca_bundle, max_connections=max_connections)
 
@@ -484,6 +514,12 @@ class UpbitClient:
         cause, held_s = self._brake.held("DELETE") or (None, 0.0)
         return held_s if cause == "banned" else 0.0
 
+    def health(self) -> ExchangeHealth:
+        """How the calls have fared lately; asks nobody."""
+        held = self._brake.held("GET")
+        cause, held_for_s = held or (None, 0.0)
+        return replace(self._fared.health(), held_for_s=held_for_s, is_banned=cause == "banned")
+
     def close(self) -> None:
         """Wait for the calls under way (no longer than the deadline), then close every connection.
 
@@ -515,9 +551,11 @@ class UpbitClient:
         call = self._told(call, reply, elapsed_s=self._monotonic() - began_at)
 
         if not attempt.written:
+            self._fared.badly(failure or attempt.stage)
             return NotSent(cause=failure or attempt.stage, call=call), call
         outcome = _outcome(reply, failure=failure, read=read)
         self._learn(outcome, call)
+        self._note(outcome, call)
         if isinstance(outcome, Doubt):
             return Unknown(cause=outcome.cause, call=call), call
         if not isinstance(outcome, Refusal):
@@ -605,6 +643,15 @@ class UpbitClient:
             left = int(told[1])
             if left < RESERVED_FOR_CANCELS:
                 self._brake.hold("reserved" if left else "rate_limited", for_s=NEXT_SECOND_S)
+
+    def _note(self, outcome: object, call: Call) -> None:
+        """Whether Upbit answers, and takes the key; what it says of one order is neither here nor there."""
+        if isinstance(outcome, Doubt):
+            self._fared.badly(outcome.cause)
+        elif isinstance(outcome, Refusal) and call.status == HTTPStatus.UNAUTHORIZED:
+            self._fared.badly(self._presentable(outcome.name))
+        else:
+            self._fared.well()
 
 
 def _outcome(
