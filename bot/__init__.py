@@ -6,7 +6,8 @@ The floors, each importing only what is above it here:
     workflow    the story of one request, and the ports it needs
     inquiry     what people ask about requests, beside the workflow
     choosing    the form to choose an order in, beside it as well
-    slack       listeners, messages, notifier
+    home        the page of one person, likewise
+    slack       listeners, messages, views, notifier
     upbit       signing and the client
     database    tables, store, audit log, migrations' runner
     web         the HTTP door and the server

@@ -18,10 +18,12 @@ from slack_sdk import WebClient
 
 from bot.choosing import Choosing
 from bot.database.engine import Database, RunLock, sqlite_path
+from bot.database.homes import SqlHomes
 from bot.database.migration import check_revision, migrate
 from bot.database.store import SqlStore
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.errors import MessengerError, StoreError, TryLater
+from bot.home import Health, Homes
 from bot.inquiry import Inquiry
 from bot.settings import Settings
 from bot.slack.groups import GroupReader
@@ -32,7 +34,7 @@ from bot.upbit.quotation import QuotationClient
 from bot.web.door import SLACK_PATH, Door, Readiness
 from bot.web.server import serve
 from bot.worker import Crew, Job, Worker
-from bot.workflow import CancelWorkflow
+from bot.workflow import CancelWorkflow, NoGroups
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ EXCHANGE_LANE: Final = "exchange"
 SLACK_LANE: Final = "slack"
 NOTICE_LANE: Final = "notice"
 REFRESH_LANE: Final = "refresh"
+HOME_LANE: Final = "home"
 FORM_LANE: Final = "form"
 
 REFRESH_FAILED_REST_S: Final = 1.0
@@ -128,6 +131,13 @@ class Bot:
             new_nonce=lambda: str(uuid.uuid4()),
         )
         self._choosing = Choosing(exchange=self._upbit, forms=self._notifier)
+        self._homes = Homes(
+            store=SqlHomes(self._database),
+            publisher=self._notifier,
+            policy=self._policy,
+            membership=(self._groups or NoGroups()).membership,
+            health=self._health,
+        )
         self._worker = Worker(
             crews=(
                 Crew(lanes={EXCHANGE_LANE: self._workflow.advance}, threads=EXCHANGE_THREADS),
@@ -135,9 +145,11 @@ class Bot:
                     lanes={SLACK_LANE: self._workflow.show, NOTICE_LANE: self._workflow.deliver},
                     threads=SLACK_THREADS,
                 ),
-                # A thread of its own: many pending requests must not stand before a cancel.
+                # Threads of their own: many pending requests must not stand before a cancel, nor must forms that wait
+                # for Upbit, nor pages that people look at now and then.
                 Crew(lanes={REFRESH_LANE: self._refresh}, threads=1),
                 Crew(lanes={FORM_LANE: self._choosing.fill}, threads=FORM_THREADS),
+                Crew(lanes={HOME_LANE: self._homes.work}, threads=1),
             ),
             find_due=self._find_due,
         )
@@ -207,6 +219,9 @@ class Bot:
             checks["socket"] = self._socket is not None and bool(self._socket.client.is_connected())
         return Readiness(checks=checks)
 
+    def _health(self) -> Health:
+        return Health(is_worker_alive=self._worker.is_alive(), exchange=self._upbit.health())
+
     def _is_database_ready(self) -> bool | str:
         try:
             check_revision(self._database)
@@ -222,6 +237,14 @@ class Bot:
 
         if due.refresh and time.monotonic() >= self._refresh_rests_until:
             yield Job(REFRESH_LANE, 0)
+        yield from (Job(HOME_LANE, job_id) for job_id in self._due_homes(limit))
+
+    def _due_homes(self, limit: int) -> tuple[int, ...]:
+        try:
+            return self._homes.due(limit=limit)
+        except StoreError as error:
+            log.warning("the database cannot be asked which Homes are due: %s", error)
+            return ()
 
     def _refresh(self, _job_id: int) -> float | None:
         """One refresh at a time, and rests in between, whatever the loop finds due meanwhile."""
@@ -240,10 +263,11 @@ class Bot:
         secret = None if settings.socket_mode else settings.slack_signing_secret.get_secret_value()
         listeners = Listeners(
             workflow=self._workflow,
-            inquiry=Inquiry(records=self._store, policy=build_policy(settings)),
+            inquiry=Inquiry(records=self._store, policy=self._policy),
             choosing=self._choosing,
             afterwards=self,
             forms=self._notifier,
+            homes=self._homes,
             identity=lambda: self._identity,
             max_open_requests=settings.max_open_requests_per_person,
             channels=settings.channels,

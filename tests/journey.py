@@ -15,7 +15,7 @@ from sqlalchemy import select, update
 from bot.database.audit_log import AuditLog, Filter
 from bot.database.engine import Database
 from bot.database.migration import migrate
-from bot.database.schema import cancel_requests
+from bot.database.schema import cancel_requests, homes
 from bot.playground.demo import (
     BEN,
     CARA,
@@ -36,6 +36,8 @@ T = TypeVar("T")
 GUEST: Final = Person("U0GUEST", "gast", team_id="T0OTHER")
 """Of another workspace; in a shared channel such a person sees the card and can click."""
 PRIVATE_WITHOUT_BOT: Final = Channel("C0VAULT", "vault", "private", frozenset({DANA.id, BEN.id}), has_bot=False)
+CREW: Final = Channel("C0CREW", "crew", "private", frozenset({DANA.id, BEN.id}))
+"""A private channel that the bot was invited to."""
 PAIR_WITHOUT_BOT: Final = Channel("D0PAIR", "dana and ben", "dm", frozenset({DANA.id, BEN.id}), has_bot=False)
 
 WITHIN_S: Final = 10.0
@@ -90,7 +92,29 @@ class Journey:
         """Send a click that no button of the card makes any more, or ever made."""
         assert self.slack.click(who.id, asked.card, action_id, value=value).ok
 
+    def opens_home(self, *people: Person) -> None:
+        """Open the Home tab; Slack must see it acknowledged in time."""
+        for who in people:
+            assert self.slack.open_home(who.id).ok
+
     # What people see
+
+    def home(self, who: Person) -> str:
+        """What stands on the person's Home tab now."""
+        view = self.slack.home(who.id)
+        return "\n".join(self.slack.words(view)) if view else ""
+
+    def home_shows(self, who: Person, *parts: str) -> str:
+        """What stands on the person's Home tab, once it has all these parts in it, in this order."""
+
+        def found(_slack: SlackWorkspace) -> str | None:
+            shown = self.home(who)
+            places = [shown.find(part) for part in parts]
+            return shown if -1 not in places and places == sorted(places) else None
+
+        shown = self.slack.wait_for(found, timeout_s=WITHIN_S)
+        assert shown is not None
+        return shown
 
     def card_of(self, request_id: int, *, channel: str = DESK) -> Message:
         """The card, once it is posted and its first edit has named the approvers."""
@@ -150,6 +174,11 @@ class Journey:
         with self._database.write() as connection:
             due = {**earlier, "next_attempt_at": cancel_requests.c.created_at}
             connection.execute(update(cancel_requests).where(cancel_requests.c.id == request_id).values(due))
+
+    def free_homes(self) -> None:
+        """The kill may have met a Home while it was being drawn; nobody waits for its lease."""
+        with self._database.write() as connection:
+            connection.execute(update(homes).values(leased_until=None))
 
     def events(self, request_id: int | None = None) -> list[dict[str, Any]]:
         """The audit, of one request or all, the oldest first."""
@@ -244,7 +273,7 @@ def started(
     with (
         SlackWorkspace(
             people=(DANA, BEN, CARA, EMIL, GUEST),
-            channels=(Channel(DESK, "desk"), PRIVATE_WITHOUT_BOT, PAIR_WITHOUT_BOT, *channels),
+            channels=(Channel(DESK, "desk"), CREW, PRIVATE_WITHOUT_BOT, PAIR_WITHOUT_BOT, *channels),
             user_groups=user_groups,
             post_burst=1000,
         ) as slack,

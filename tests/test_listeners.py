@@ -366,6 +366,19 @@ class Forms:
         raise NotImplementedError
 
 
+class Openings:
+    """Who has opened their Home; or a database that cannot take it."""
+
+    def __init__(self, failure: StoreError | None = None) -> None:
+        self.people: list[tuple[str, str]] = []
+        self._failure = failure
+
+    def opened(self, *, person_id: str, team_id: str) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self.people.append((person_id, team_id))
+
+
 class BrokenStore:
     """A Store whose transactions fail; what reading again brings, or raises, is the test's."""
 
@@ -482,6 +495,7 @@ def app_on(
     choosing: Choosing | None = None,
     policy: ApprovalPolicy | None = None,
     monotonic: Callable[[], float] = lambda: 0.0,
+    homes: Openings | None = None,
     identity: Identity | None = IDENTITY,
 ) -> App:
     policy = policy or ApprovalPolicy(approvers=frozenset({"U0BEN"}))
@@ -500,6 +514,7 @@ def app_on(
         choosing=choosing or Choosing(exchange=OpenExchange(), forms=Forms()),
         afterwards=afterwards or Afterwards(),
         forms=forms or Forms(),
+        homes=homes or Openings(),
         identity=lambda: identity,
         max_open_requests=20,
         monotonic=monotonic,
@@ -1061,3 +1076,44 @@ def test_before_slack_has_told_who_we_are_a_form_is_not_read() -> None:
     app = bolt_app(NothingDone("never asked"), fails, identity=None)
 
     assert told_in(choose(app, {views.ORDER_BLOCK: UUID})) == messages.starting()
+
+
+# Who opens the Home tab
+
+
+def opens_home(app: App, *, team_id: str = "T0PLAY", **changed: Any) -> int:
+    """The status that Slack gets."""
+    event = {"type": "app_home_opened", "user": "U0DANA", "tab": "home", **changed}
+    body = json.dumps({"type": "event_callback", "team_id": team_id, "event": event})
+    return app.dispatch(BoltRequest(body=body, headers={"content-type": ["application/json"]})).status
+
+
+def test_who_opens_their_home_is_written_down_before_it_is_acknowledged(store: SqlStore) -> None:
+    """And the loop is nudged: the person is looking at it now."""
+    homes, afterwards = Openings(), Afterwards()
+
+    assert opens_home(app_on(store, homes=homes, afterwards=afterwards)) == 200
+    assert homes.people == [("U0DANA", "T0PLAY")]
+    assert afterwards.nudged == [None]
+
+
+def test_an_opening_that_could_not_be_written_down_is_delivered_again(store: SqlStore) -> None:
+    """Slack delivers again what is not acknowledged; an acknowledged one would leave the tab empty."""
+    afterwards = Afterwards()
+
+    assert opens_home(app_on(store, homes=Openings(NothingDone("away")), afterwards=afterwards)) == 503
+    assert opens_home(app_on(store, identity=None)) == 503
+    assert afterwards.nudged == []
+
+
+@pytest.mark.parametrize(
+    "changed", [{"tab": "messages"}, {"tab": ""}, {"team_id": "T0OTHER"}, {"user": ""}, {"user": ["U0DANA"]}]
+)
+def test_what_is_not_the_home_of_somebody_here_is_acknowledged_and_left(
+    store: SqlStore, changed: dict[str, Any]
+) -> None:
+    """The Messages tab has nothing to draw, and people of other workspaces are shown nothing of this one."""
+    homes = Openings()
+
+    assert opens_home(app_on(store, homes=homes), **changed) == 200
+    assert homes.people == []

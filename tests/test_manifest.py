@@ -33,6 +33,7 @@ def test_over_http_command_and_buttons_go_to_the_path_that_the_bot_listens_at(ad
     (command,) = made["features"]["slash_commands"]
     assert command["url"] == "https://bot.example.com/slack/events"
     assert made["settings"]["interactivity"]["request_url"] == command["url"]
+    assert made["settings"]["event_subscriptions"]["request_url"] == command["url"]
     assert made["settings"]["socket_mode_enabled"] is False
     assert urlsplit(command["url"]).path == SLACK_PATH
 
@@ -69,7 +70,7 @@ def test_the_app_asks_for_no_more_than_it_uses() -> None:
 
     assert made["oauth_config"] == {"scopes": {"bot": list(SCOPES)}}
     assert set(SCOPES) == {"chat:write", "chat:write.public", "commands", "usergroups:read"}
-    assert "event_subscriptions" not in made["settings"]
+    assert made["settings"]["event_subscriptions"]["bot_events"] == ["app_home_opened"]
 
 
 def test_a_static_token_is_not_rotated_away() -> None:
@@ -82,6 +83,14 @@ def test_direct_messages_can_arrive() -> None:
     app_home = manifest(socket_mode=True)["features"]["app_home"]
 
     assert app_home["messages_tab_enabled"] is True
+
+
+def test_the_home_tab_is_there_and_the_bot_hears_of_its_opening() -> None:
+    """Either without the other is a tab that stays empty."""
+    made = manifest(socket_mode=True)
+
+    assert made["features"]["app_home"]["home_tab_enabled"] is True
+    assert "app_home_opened" in made["settings"]["event_subscriptions"]["bot_events"]
 
 
 def test_the_names_fit_into_slacks_limits() -> None:

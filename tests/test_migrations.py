@@ -12,6 +12,7 @@ from builders import APPROVER, at_once, create, create_pending, execute, present
 import bot
 from bot.database.audit_log import AuditLog
 from bot.database.engine import Database
+from bot.database.homes import SqlHomes
 from bot.database.migration import check_revision, migrate, migrations_folder, newest_revision
 from bot.database.schema import metadata, open_states_sql
 from bot.database.store import SqlStore
@@ -21,7 +22,7 @@ from bot.domain.errors import NothingDone, WrongRevision
 from bot.inquiry import Wanted
 from bot.workflow import Notice, NoticeKind
 
-TABLES = {"alembic_version", "cancel_requests", "decisions", "notices", "audit_events", "audit_head"}
+TABLES = {"alembic_version", "cancel_requests", "decisions", "notices", "homes", "audit_events", "audit_head"}
 
 
 @pytest.fixture
@@ -48,6 +49,7 @@ def fill(database: Database) -> None:
         tx.decide(DecisionKind.APPROVE, APPROVER)
         tx.move(Action.REQUEST_APPROVED)
         tx.tell(Notice(kind=NoticeKind.REDRAW, user_id="U", channel_id="C"))
+    SqlHomes(database).open_home(person_id="U", team_id="T")
 
 
 def test_up_and_down_and_up_again_with_rows_in_the_tables(empty: Database) -> None:

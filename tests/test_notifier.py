@@ -10,10 +10,12 @@ import pytest
 from builders import at_once
 
 from bot.choosing import Choice, Form
+from bot.domain.answer import ExchangeHealth
 from bot.domain.audit import Actor, Reason
 from bot.domain.cancel_request import CancelRequest, Decision, DecisionKind, State
 from bot.domain.errors import CannotPost, MessengerError, TryLater
 from bot.domain.order import Order
+from bot.home import Health, HomeView, Listed
 from bot.playground.slack import CHANNELS, PEOPLE, SlackWorkspace
 from bot.playground.slack_records import Channel, Message
 from bot.slack import views
@@ -643,3 +645,53 @@ def test_slow_forms_leave_threads_for_clicks(workspace: SlackWorkspace, notifier
     workspace.command("U0DANA", "C0DESK", "", trigger_id="trigger-2")
     notifier.open_view("trigger-2", FORM)
     assert len(workspace.views("U0DANA")) == 1
+
+
+# The Home tab
+
+
+def home_of(user_id: str) -> HomeView:
+    return HomeView(
+        person=Actor(id=user_id, team_id="T0PLAY"),
+        drawn_at=datetime(2026, 11, 23, 9, 0, tzinfo=UTC),
+        waiting=Listed(),
+        asked=Listed(),
+        outcomes=(),
+        health=Health(is_worker_alive=True, exchange=ExchangeHealth()),
+    )
+
+
+def test_a_home_is_published_once_it_is_known_where_its_links_lead(
+    workspace: SlackWorkspace, notifier: Notifier
+) -> None:
+    """Before Slack has told the workspace's address there is nothing to link to: it is drawn a moment later."""
+    with pytest.raises(TryLater, match="not_known_yet"):
+        notifier.publish_home(home_of("U0DANA"))
+    notifier.who_am_i()
+    notifier.publish_home(home_of("U0DANA"))
+    shown = workspace.home("U0DANA")
+    assert shown is not None
+    assert workspace.words(shown)[0] == "Cancel requests"
+
+
+@pytest.mark.parametrize("error", ["user_not_found", "not_enabled", "view_too_large", "invalid_arguments"])
+def test_a_home_that_slack_will_refuse_again_is_told_apart(
+    workspace: SlackWorkspace, notifier: Notifier, error: str
+) -> None:
+    """A person who is gone, or an app without a Home tab: asking every minute would help nobody."""
+    notifier.who_am_i()
+    workspace.set_mood(f"error:{error}", method="views.publish", times=1)
+    with pytest.raises(CannotPost, match=error):
+        notifier.publish_home(home_of("U0DANA"))
+
+
+@pytest.mark.parametrize("mood", ["ratelimited", "http_500", "away", "error:account_inactive", "error:internal_error"])
+def test_a_home_that_may_be_taken_later_is_tried_again(
+    workspace: SlackWorkspace, notifier: Notifier, mood: str
+) -> None:
+    """Also where the app was uninstalled: it may be installed again within the minute."""
+    notifier.who_am_i()
+    workspace.set_mood(mood, method="views.publish", times=1, retry_after_s=7)
+    with pytest.raises(TryLater) as caught:
+        notifier.publish_home(home_of("U0DANA"))
+    assert caught.value.retry_after_s == (7.0 if mood == "ratelimited" else 0.0)

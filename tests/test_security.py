@@ -347,6 +347,9 @@ class Unhurried:
     def fill_form(self, form: Form, choice: Choice) -> None:
         pass
 
+    def opened(self, *, person_id: str, team_id: str) -> None:
+        raise AssertionError(person_id)
+
 
 class Front:
     """The door, Bolt, the listeners and the core, wired as in the process, on a migrated database; the time is ours."""
@@ -373,6 +376,7 @@ class Front:
             choosing=Choosing(exchange=OpenExchange(), forms=Unhurried()),
             afterwards=Unhurried(),
             forms=Unhurried(),
+            homes=Unhurried(),
             identity=lambda: IDENTITY,
             max_open_requests=20,
         )
@@ -764,6 +768,7 @@ BOT_MAY: Final = {
     "cancel_requests": "SELECT, INSERT, UPDATE",
     "decisions": "SELECT, INSERT, UPDATE",
     "notices": "SELECT, INSERT, UPDATE",
+    "homes": "SELECT, INSERT, UPDATE",
 }
 """What docs/audit.md grants to the account with which the bot runs."""
 

@@ -153,6 +153,7 @@ cancel_requests = Table(
         sqlite_where=text(open_states_sql()),
         postgresql_where=text(open_states_sql()),
     ),
+    Index("ix_cancel_requests_requester_id", "requester_id", "ended_at"),
     Index(
         "ix_cancel_requests_refresh_at",
         "refresh_at",
@@ -187,6 +188,7 @@ decisions = Table(
     Column("decided_at", UtcTime, nullable=False),
     Column("reason", Text, nullable=False, server_default=""),
     UniqueConstraint("request_id", "actor_id", "kind"),
+    Index("ix_decisions_actor_id", "actor_id", "id"),
 )
 
 notices = Table(
@@ -215,6 +217,22 @@ notices = Table(
         sqlite_where=text("next_attempt_at IS NOT NULL"),
         postgresql_where=text("next_attempt_at IS NOT NULL"),
     ),
+)
+
+homes = Table(
+    "homes",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("user_id", Text, nullable=False),
+    Column("team_id", Text, nullable=False),
+    Column("kept_up_until", UtcTime, nullable=False),
+    Column("due_at", UtcTime),
+    Column("drawn_at", UtcTime),
+    Column("shown_seq", Id, nullable=False, server_default="-1"),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("leased_until", UtcTime),
+    Column("fence", Integer, nullable=False, server_default="0"),
+    UniqueConstraint("user_id", "team_id"),
 )
 
 audit_events = Table(

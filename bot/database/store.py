@@ -1,7 +1,6 @@
 """The requests in SQL: a change of state and its audit event in one transaction, and leases on the lanes."""
 
 import logging
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -133,17 +132,16 @@ class SqlStore:
 
     def list_requests(self, wanted: Wanted, *, limit: int) -> Sequence[CancelRequest]:
         table = cancel_requests
-        query = select(table).order_by(table.c.created_at.desc(), table.c.id.desc()).limit(limit)
+        newest_first = (table.c.created_at.desc(), table.c.id.desc())
+        conditions = _fitting(wanted)
         with self._database.read() as connection:
             if wanted.before is not None:
                 asked_at = _created_at(connection, wanted.before)
                 if asked_at is None:
                     return ()
                 place = tuple_(table.c.created_at, table.c.id)
-                query = query.where(place < tuple_(literal(asked_at, UtcTime()), literal(wanted.before)))
-            rows = connection.execute(query.where(*_fitting(wanted))).mappings().all()
-            made = _decisions_of(connection, [row["id"] for row in rows])
-        return [_from_row(row, tuple(made.get(row["id"], ()))) for row in rows]
+                conditions.append(place < tuple_(literal(asked_at, UtcTime()), literal(wanted.before)))
+            return select_requests(connection, *conditions, order_by=newest_first, limit=limit)
 
     def requester_called(self, name: str) -> str | None:
         table = cancel_requests
@@ -205,7 +203,7 @@ class SqlStore:
             now = self._database.now(connection)
             taken = connection.execute(
                 select(table.c.id, table.c.order_uuid, table.c.order_now, table.c.unseen_since)
-                .where(_is_pending(), table.c.refresh_at <= now)
+                .where(is_pending(), table.c.refresh_at <= now)
                 .order_by(table.c.refresh_at)
                 .limit(limit)
                 .with_for_update(skip_locked=True)
@@ -349,7 +347,7 @@ class SqlStore:
                     update(table).where(leased_until > now + LEASE).values({names.leased_until: now + LEASE})
                 )
             refresh_at = cancel_requests.c.refresh_at
-            connection.execute(update(cancel_requests).where(_is_pending(), refresh_at > now).values(refresh_at=now))
+            connection.execute(update(cancel_requests).where(is_pending(), refresh_at > now).values(refresh_at=now))
 
 
 class SqlTransaction:
@@ -628,7 +626,7 @@ def _needs_no_look(now: datetime) -> ColumnElement[bool]:
     return or_(state.not_in([*_LOOKING, State.PENDING.value]), is_over, has_waited)
 
 
-def _is_pending() -> ColumnElement[bool]:
+def is_pending() -> ColumnElement[bool]:
     # A literal, not a parameter: only then does SQLite see that the partial index fits.
     return text(f"cancel_requests.state = '{State.PENDING}'")  # type: ignore[return-value]
 
@@ -641,7 +639,7 @@ def _pending_of(connection: Connection, request_ids: Sequence[int]) -> list[int]
 
 
 def _is_refresh_due(connection: Connection, now: datetime) -> bool:
-    query = select(cancel_requests.c.id).where(_is_pending(), cancel_requests.c.refresh_at <= now).limit(1)
+    query = select(cancel_requests.c.id).where(is_pending(), cancel_requests.c.refresh_at <= now).limit(1)
     return connection.execute(query).first() is not None
 
 
@@ -710,13 +708,18 @@ def _created_at(connection: Connection, request_id: int) -> datetime | None:
     return connection.execute(query).scalar_one_or_none()
 
 
-def _decisions_of(connection: Connection, request_ids: Sequence[int]) -> Mapping[int, Sequence[Decision]]:
-    """The decisions of several requests, each request's in their order."""
-    made: defaultdict[int, list[Decision]] = defaultdict(list)
-    query = select(decisions).where(decisions.c.request_id.in_(request_ids)).order_by(decisions.c.id)
-    for row in connection.execute(query).mappings():
+def select_requests(
+    connection: Connection, *conditions: ColumnElement[bool], order_by: Sequence[ColumnElement[Any]], limit: int
+) -> tuple[CancelRequest, ...]:
+    """The first requests for which the conditions hold, with their decisions."""
+    found = (
+        connection.execute(select(cancel_requests).where(*conditions).order_by(*order_by).limit(limit)).mappings().all()
+    )
+    made: dict[int, list[Decision]] = {row["id"]: [] for row in found}
+    of_these = select(decisions).where(decisions.c.request_id.in_(made)).order_by(decisions.c.id)
+    for row in connection.execute(of_these).mappings():
         made[row["request_id"]].append(_decision(row))
-    return made
+    return tuple(_from_row(row, tuple(made[row["id"]])) for row in found)
 
 
 _TEXT_LISTS: Final = {"approvers", "not_counted"}

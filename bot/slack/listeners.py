@@ -91,6 +91,14 @@ class Submission:
     trigger_id: str | None
 
 
+class Openings(Protocol):
+    """Where it is written down that somebody looks at their Home."""
+
+    def opened(self, *, person_id: str, team_id: str) -> None:
+        """Raises StoreError."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Listeners:
     """The listeners and what they need. `identity` gives None until Slack has told who we are."""
@@ -100,6 +108,7 @@ class Listeners:
     choosing: Choosing
     afterwards: Afterwards
     forms: Forms
+    homes: Openings
     identity: Callable[[], Identity | None]
     max_open_requests: int
     channels: frozenset[str] = frozenset()  #: where `/cancel` may be typed; empty = anywhere
@@ -129,6 +138,7 @@ class Listeners:
         app.command(COMMAND)(self.on_command)
         app.action(re.compile(".*", re.DOTALL))(self.on_click)
         app.view(re.compile(".*", re.DOTALL))(self.on_submission)
+        app.event("app_home_opened")(self.on_home_opened)
         return app
 
     def on_command(self, ack: Ack, body: dict[str, Any]) -> None:
@@ -307,6 +317,26 @@ class Listeners:
             log.warning("a form could not be opened: %s", error)
             return False
         return True
+
+    def on_home_opened(self, ack: Ack, body: dict[str, Any]) -> BoltResponse | None:
+        """Acknowledges what is written down; what is not, Slack delivers again.
+
+        https://docs.slack.dev/reference/events/app_home_opened
+        """
+        event, team_id = _object(body, "event"), _text(body, "team_id")
+        person_id = _text(event, "user")
+        identity = self.identity()
+        if identity is None:
+            return BoltResponse(status=HTTPStatus.SERVICE_UNAVAILABLE)
+        if _text(event, "tab") == "home" and team_id == identity.team_id and person_id:
+            try:
+                self.homes.opened(person_id=person_id, team_id=team_id)
+            except StoreError as error:
+                log.warning("the opening of a Home was not recorded: %s", error)
+                return BoltResponse(status=HTTPStatus.SERVICE_UNAVAILABLE)
+            self.afterwards.nudge()
+        ack()
+        return None
 
 
 def parse_command(body: Mapping[str, Any]) -> Command:

@@ -31,9 +31,9 @@ def manifest(*, socket_mode: bool, request_url: str | None = None) -> dict[str, 
             "background_color": "#093687",
         },
         "features": {
-            # With the tab off Slack refuses the bot's direct messages. The bot does not read what is written there.
+            # With the Messages tab off Slack refuses the bot's direct messages. It does not read what is written there.
             "app_home": {
-                "home_tab_enabled": False,
+                "home_tab_enabled": True,
                 "messages_tab_enabled": True,
                 "messages_tab_read_only_enabled": True,
             },
@@ -50,6 +50,10 @@ def manifest(*, socket_mode: bool, request_url: str | None = None) -> dict[str, 
         },
         "oauth_config": {"scopes": {"bot": list(SCOPES)}},
         "settings": {
+            "event_subscriptions": {
+                **{f"request_{name}": url for name, url in where.items()},
+                "bot_events": ["app_home_opened"],  # who looks at their Home tab; tells nothing else
+            },
             "interactivity": {"is_enabled": True, **{f"request_{name}": url for name, url in where.items()}},
             "org_deploy_enabled": False,
             "socket_mode_enabled": socket_mode,

@@ -159,7 +159,7 @@ def permalink(workspace_url: str, channel_id: str, ts: str) -> str:
     return f"{workspace_url.rstrip('/')}/archives/{channel_id}/p{ts.replace('.', '')}"
 
 
-def _link(url: str | None, label: str) -> str:
+def linked(url: str | None, label: str) -> str:
     """The label, linked where there is an address that can be linked."""
     return f"<{url.replace('&', '&amp;')}|{label}>" if url and _URL.fullmatch(url) else label
 
@@ -282,7 +282,7 @@ def _order_has_open_request(open_request: CancelRequest | None, link: str | None
     if open_request is None:
         return "Somebody has already asked for this order, and that is still open. Nothing new was done; use its card."
     asked = f"{mention(open_request.requester.id)} has already asked for this order to be canceled"
-    return f"{asked}: {_link(link, f'request #{open_request.id}')} is still open. Nothing new was done; use its card."
+    return f"{asked}: {linked(link, f'request #{open_request.id}')} is still open. Nothing new was done; use its card."
 
 
 def _too_many_open_requests(limit: int | None) -> str:
@@ -449,7 +449,7 @@ def status(found: Status, *, workspace_url: str) -> str:
 def _where_the_card_is(request: CancelRequest, workspace_url: str) -> str:
     link = _card_link(request, workspace_url)
     if link is not None:
-        return _link(link, "open it") + f" in {channel(request.card_channel_id or '')}"
+        return linked(link, "open it") + f" in {channel(request.card_channel_id or '')}"
     return "none" if request.state in {State.REQUESTED, State.REFUSED} else "not posted yet"
 
 
@@ -517,7 +517,7 @@ def _listing_title(wanted: Wanted) -> str:
 
 
 def _listed_request(request: CancelRequest, workspace_url: str) -> str:
-    number = _link(_card_link(request, workspace_url), f"#{request.id}")
+    number = linked(_card_link(request, workspace_url), f"#{request.id}")
     order = request.order_now or request.order
     what = _order_in_short(order) if order else f"order {literal(request.order_uuid)}"
     asked = f"{mention(request.requester.id)} {when(request.created_at)}"
@@ -565,7 +565,7 @@ def still_reading(request: CancelRequest) -> str:
 
 def card_elsewhere(request: CancelRequest, *, link: str | None) -> str:
     """Where the card is, for who typed the command in another channel."""
-    opened = f": {_link(link, 'open it')}" if link else ""
+    opened = f": {linked(link, 'open it')}" if link else ""
     return (
         f"The card of request #{request.id} is in {channel(request.card_goes_to)}{opened}. The approvers decide there, "
         "and its thread tells what comes of it. If you cannot see that channel, ask somebody in it to add you."
@@ -1555,6 +1555,23 @@ _WORDS: Final[Mapping[str, tuple[str, Callable[[Order], str]]]] = {
     "identifier": ("Identifier", lambda order: literal(order.identifier or "")),
     "uuid": ("Uuid", lambda order: literal(order.uuid)),
 }
+
+
+def order_in_short(order: Order, *, whole: bool = False) -> str:
+    """What is left of the order, or the whole of it, in one line: `Sell 0.58 BTC on KRW-BTC at 95,000,000 KRW`."""
+    side = {"ask": "Sell", "bid": "Buy"}.get(order.side) or word(order.side)
+    volume = order.volume if whole or order.remaining_volume is None else order.remaining_volume
+    base, quote = order.base_currency, order.quote_currency
+    what = amount(volume, base) if volume is not None else word(base) if base else ""
+    if order.price is None:
+        price = "at the market price" if order.ord_type == "market" else "without a price"
+    else:
+        price = f"{'for' if order.price_is_total else 'at'} {amount(order.price, quote)}"
+    return f"{side} {what} on {word(order.market)} {price}".replace("  ", " ")
+
+
+def state_in_words(request: CancelRequest) -> str:
+    return _STATE_WORDS[request.state]
 
 
 # --- Blocks ---------------------------------------------------------------------------------------------------------

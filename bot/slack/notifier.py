@@ -17,6 +17,7 @@ from slack_sdk.webhook import WebhookClient
 from bot.choosing import Choice, Form
 from bot.domain.cancel_request import CancelRequest
 from bot.domain.errors import CannotPost, MessengerError, TryLater
+from bot.home import HomeView
 from bot.slack import messages, views
 from bot.slack.pace import Pace
 from bot.workflow import Notice, NoticeKind
@@ -57,6 +58,11 @@ PERMANENT_ERRORS: Final = frozenset(
 https://docs.slack.dev/reference/methods/chat.postMessage
 """
 
+HOME_ERRORS: Final = frozenset(
+    {"invalid_arguments", "not_enabled", "user_disabled", "user_not_found", "view_too_large"}
+)
+"""Publishing this Home again will not help: https://docs.slack.dev/reference/methods/views.publish#errors"""
+
 TOKEN_ERRORS: Final = frozenset({"account_inactive", "invalid_auth", "not_authed", "token_expired", "token_revoked"})
 """What `auth.test` says of a token that is no good: https://docs.slack.dev/reference/methods/auth.test"""
 
@@ -88,7 +94,7 @@ class Identity:
 
 
 class Notifier:
-    """The Messenger of `bot.workflow`."""
+    """The Messenger of `bot.workflow` and the HomePublisher of `bot.home`."""
 
     def __init__(self, *, token: str, api_url: str, notify: Sequence[str], timeout_s: int = TIMEOUT_S) -> None:
         # No retry handlers: slack_sdk's would post twice when an answer is lost. The row's due time retries.
@@ -100,7 +106,7 @@ class Notifier:
         self._notify = tuple(notify)
         self._timeout_s = timeout_s
         self._pace = Pace()
-        self._workspace_url: str | None = None
+        self._workspace_url: str | None = None  # until Slack has told it; links to cards need it
 
     def who_am_i(self) -> Identity:
         """Ask Slack whose token this is. Raises CannotPost (the token is no good), TryLater."""
@@ -209,6 +215,17 @@ class Notifier:
     def update_view(self, external_id: str, view: dict[str, Any]) -> None:
         """Put a view in place of the one that was opened under this id. Raises CannotPost, TryLater."""
         call(self._client.views_update, permanent=VIEW_ERRORS, external_id=external_id, view=view)
+
+    def publish_home(self, view: HomeView) -> None:
+        """Put this on the person's Home tab. Raises CannotPost, TryLater."""
+        if self._workspace_url is None:
+            raise TryLater("workspace_not_known_yet")
+        content = views.home(view, workspace_url=self._workspace_url)
+        try:
+            call(self._client.views_publish, permanent=HOME_ERRORS, user_id=view.person.id, view=content)
+        except CannotPost as error:
+            log.warning("a Home cannot be drawn: %s", error.error, extra={"user": view.person.id})
+            raise
 
     def _call_in_turn(
         self, request_id: int, method: Callable[..., SlackResponse], *, channel: str, **arguments: Any

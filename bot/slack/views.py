@@ -5,14 +5,18 @@ was filled in. https://docs.slack.dev/surfaces/modals
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from typing import Any, Final
 
 from bot.choosing import Choice, Form
+from bot.domain.answer import ExchangeHealth
 from bot.domain.approval import MAX_REASON_CHARS
-from bot.domain.cancel_request import CancelRequest
+from bot.domain.cancel_request import CancelRequest, DecisionKind, Verdict
 from bot.domain.order import Order
+from bot.home import Health, HomeView, Listed
 from bot.slack import messages
+from bot.slack.messages import literal, mention, when
 
 View = dict[str, Any]
 
@@ -194,3 +198,154 @@ def replace_with(view: View) -> dict[str, Any]:
 def keep_open(block_id: str, error: str) -> dict[str, Any]:
     """The form stays as it was filled in, with a line of plain text under this input."""
     return {"response_action": "errors", "errors": {block_id: messages.cut(error, ERROR_CHARS)}}
+
+
+# --- The Home tab ---------------------------------------------------------------------------------------------------
+
+HOME_REASON_CHARS: Final = 150
+WORTH_TELLING_S: Final = 5.0
+"""A rate limit is over within a second as a rule: before anybody reads of it."""
+
+
+def home(view: HomeView, *, workspace_url: str | None) -> View:
+    """One person's Home: what waits for them, what they asked for, what came of it, and whether all is well."""
+    return {
+        "type": "home",
+        "blocks": [
+            {"type": "header", "text": _plain("Cancel requests")},
+            _context(
+                f"As of {when(view.drawn_at)}. This page is drawn anew when you open it, and for a week after that "
+                "whenever something on it changes."
+            ),
+            _section("*Waiting for your approval*"),
+            *_rows(view.waiting, _waiting, workspace_url, nothing="Nothing waits for your approval."),
+            {"type": "divider"},
+            _section("*What you asked for*"),
+            *_rows(
+                view.asked,
+                _asked,
+                workspace_url,
+                nothing="You have no open requests. To ask for one, type `/cancel &lt;uuid&gt; [reason]` in a channel.",
+            ),
+            {"type": "divider"},
+            _section("*Last outcomes* of what you asked for or decided"),
+            *_rows(Listed(shown=view.outcomes), _outcome, workspace_url, nothing="There are none yet."),
+            {"type": "divider"},
+            _section("\n".join(["*Is all well?*", *_health(view)])),
+        ],
+    }
+
+
+def _rows(
+    listed: Listed, row: Callable[[CancelRequest], list[str]], workspace_url: str | None, *, nothing: str
+) -> Iterable[dict[str, Any]]:
+    for request in listed.shown:
+        yield _section("\n".join(filter(None, [_title(request, workspace_url), *row(request)])))
+    if not listed.shown:
+        yield _context(nothing)
+    elif listed.more or listed.is_cut:
+        least = "at least " if listed.is_cut else ""
+        yield _context(f"and {least}{listed.more} more, which find room here when those above have ended.")
+
+
+def _title(request: CancelRequest, workspace_url: str | None) -> str:
+    order = request.order_now or request.order
+    what = (
+        messages.order_in_short(order, whole=request.ended_at is not None)
+        if order
+        else f"order {literal(request.order_uuid)}"
+    )
+    return f"*#{request.id}* {what}{_card(request, workspace_url)}"
+
+
+def _card(request: CancelRequest, workspace_url: str | None) -> str:
+    if request.card_channel_id is None or request.card_ts is None or workspace_url is None:
+        return ""
+    url = messages.permalink(workspace_url, request.card_channel_id, request.card_ts)
+    return f" · {messages.linked(url, 'Open the card')}"
+
+
+def _waiting(request: CancelRequest) -> list[str]:
+    asked = f"Asked by {mention(request.requester.id)} {when(request.created_at)}"
+    expires = f"; expires {when(request.expires_at)}" if request.expires_at else ""
+    return [f"{asked}; {_approvals(request)}{expires}", _why(request)]
+
+
+def _asked(request: CancelRequest) -> list[str]:
+    state = messages.state_in_words(request)
+    expires = ""
+    if request.approved_at is None and request.expires_at:
+        expires = f", {_approvals(request)}; expires {when(request.expires_at)}"
+    return [f"{state[0].upper()}{state[1:]}{expires}; asked {when(request.created_at)}", _why(request)]
+
+
+def _outcome(request: CancelRequest) -> list[str]:
+    state = messages.state_in_words(request)
+    at = f" {when(request.ended_at)}" if request.ended_at else ""
+    order = request.order_now
+    if request.settled_verdict is not None:
+        state += f" ({_VERDICTS[request.settled_verdict]})"
+    elif order is not None and order.executed_volume:
+        state += f" ({messages.amount(order.executed_volume, order.base_currency)} had been filled)"
+    people = [f"asked by {mention(request.requester.id)}"]
+    for kind, decided in _DECIDED.items():
+        by = [mention(each.actor.id) for each in request.decided(kind)]
+        people += [f"{decided} by {', '.join(by[: messages.NAMES_SHOWN])}"] if by else []
+    return [f"{state[0].upper()}{state[1:]}{at}; {'; '.join(people)}"]
+
+
+_VERDICTS: Final = {
+    Verdict.CANCELED: "it is canceled",
+    Verdict.FILLED: "it was filled",
+    Verdict.OPEN: "it is still open",
+}
+_DECIDED: Final = {DecisionKind.APPROVE: "approved", DecisionKind.DENY: "denied"}
+
+
+def _approvals(request: CancelRequest) -> str:
+    return f"{len(request.counted())} of {request.approvals_required} approvals"
+
+
+def _why(request: CancelRequest) -> str:
+    return f"Reason: {literal(request.reason, HOME_REASON_CHARS)}" if request.reason.strip() else ""
+
+
+def _health(view: HomeView) -> list[str]:
+    """What is known at the moment of drawing, and no more; each with its time."""
+    return [
+        f"• The bot: {_bot(view.health)}",
+        f"• Upbit: {_upbit(view.health.exchange, view)}",
+        f"• The database: answered {when(view.drawn_at)}.",
+    ]
+
+
+def _bot(health: Health) -> str:
+    if health.is_worker_alive:
+        return "at work."
+    return "a part of it stands still, so requests may not move. Tell whoever runs this bot."
+
+
+def _upbit(exchange: ExchangeHealth, view: HomeView) -> str:
+    def ago(seconds: float) -> str:
+        return when(view.drawn_at - timedelta(seconds=seconds))
+
+    if exchange.is_banned:
+        until = when(view.drawn_at + timedelta(seconds=exchange.held_for_s))
+        return (
+            f"has shut out the bot until {until}, after too many requests. Approved cancels wait; what cannot wait, "
+            "cancel at Upbit by hand."
+        )
+    if exchange.held_for_s >= WORTH_TELLING_S:
+        until = when(view.drawn_at + timedelta(seconds=exchange.held_for_s))
+        return f"holds the bot back until {until}, after too many requests. Cancels are sent after that."
+    answered = f"the last answer was {ago(exchange.answered_ago_s)}" if exchange.answered_ago_s is not None else ""
+    if exchange.failed_ago_s is not None:
+        since = f"; {answered}" if answered else ""
+        return f"gave no usable answer {ago(exchange.failed_ago_s)} ({literal(exchange.cause or '')}){since}."
+    if not answered:
+        return "has not been asked since the bot started."
+    return f"answered {ago(exchange.answered_ago_s or 0.0)}."
+
+
+def _context(text: str) -> dict[str, Any]:
+    return {"type": "context", "elements": [{"type": "mrkdwn", "text": text, "verbatim": True}]}
