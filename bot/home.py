@@ -136,7 +136,7 @@ class HomeStore(Protocol):
         ...
 
     def make_all_due(self) -> int:
-        """Every Home is due that does not show the latest event; returns that event."""
+        """Every Home is due; returns the audit's latest event."""
         ...
 
     def lease_home(self, home_id: int) -> Home | None:
@@ -213,7 +213,7 @@ class Homes:
         self._membership = membership
         self._health = health
         self._monotonic = monotonic
-        self._seen_seq: int | None = None  # None: what happened before this process began is not known to be shown
+        self._seen_seq: int | None = None  # None: this process has just begun, and people or rules may have changed
         self._rests_until = float("-inf")
 
     def opened(self, *, person_id: str, team_id: str) -> None:

@@ -488,15 +488,25 @@ def test_a_request_that_never_gets_a_card_is_looked_for_ever_more_seldom(place: 
 
 
 def test_what_happened_while_nobody_ran_is_drawn_after_the_restart(place: Place) -> None:
-    """What a process has taken in is in its memory only; the next one takes every Home for old that may be."""
+    """What a process has taken in is in its memory only; the next one takes every Home for old, once."""
     place.opens(REQUESTER, STRANGER)
     place.settle()
     made = post_card(place.store, create_pending(place.store).id)
     place.restarted()
-    assert REQUESTER.id in place.settle()
+    assert place.settle() == sorted([REQUESTER.id, STRANGER.id])
     assert place.slack.shown_to(REQUESTER)[-1].asked.shown == (made,)
-    place.restarted()
-    assert place.settle() == []
+    assert len(place.slack.published) == 4
+
+
+def test_who_is_no_approver_any_more_is_shown_nothing_to_approve_after_the_restart(place: Place) -> None:
+    """The lists change with a restart, and then nothing else need have happened."""
+    made = post_card(place.store, create_pending(place.store).id)
+    place.opens(APPROVER)
+    place.settle()
+    assert place.slack.published[-1].waiting.shown == (made,)
+    place.restarted(replace(POLICY, approvers=frozenset({SECOND.id})))
+    assert place.settle() == [APPROVER.id]
+    assert not place.slack.published[-1].waiting.shown
 
 
 def test_a_home_whose_drawer_died_is_drawn_by_the_next(place: Place) -> None:

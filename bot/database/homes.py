@@ -98,7 +98,7 @@ class SqlHomes:
         with self._database.write() as connection:
             now = self._database.now(connection)
             newest_seq = _newest_seq(connection)
-            _make_due(connection, now, _idle(connection, now, homes.c.shown_seq < newest_seq))
+            _make_due(connection, now, _idle(connection, now))
         return newest_seq
 
     def lease_home(self, home_id: int) -> Home | None:
@@ -199,9 +199,9 @@ def _is_kept_up(now: datetime) -> ColumnElement[bool]:
     return homes.c.kept_up_until > now
 
 
-def _idle(connection: Connection, now: datetime, condition: ColumnElement[bool]) -> list[Any]:
+def _idle(connection: Connection, now: datetime, *conditions: ColumnElement[bool]) -> list[Any]:
     """Homes that are kept up and not due yet, locked."""
-    query = select(homes).where(_is_kept_up(now), homes.c.due_at.is_(None), condition)
+    query = select(homes).where(_is_kept_up(now), homes.c.due_at.is_(None), *conditions)
     return list(connection.execute(query.order_by(homes.c.id).with_for_update()).all())
 
 

@@ -264,6 +264,7 @@ class _Conversation:
             self._cancel()
             self._denial()
             self._race()
+            self._home()
             self._stop()
             self._audit()
         except (AssertionError, TimeoutError, ValueError, subprocess.TimeoutExpired) as error:
@@ -329,6 +330,17 @@ class _Conversation:
             line.startswith(f"Request #3 was already approved by @{winner.name}"),
         )
         self._check("two clicks at once make one DELETE", len(self._exchange.deletes(uuid)) == 1)
+
+    def _home(self) -> None:
+        self._title("ben opens the app's Home tab")
+        self._check("the opening is acknowledged", self._slack.open_home(BEN.id).ok)
+        home = self._slack.wait_for(lambda slack: slack.home(BEN.id), timeout_s=STEP_WITHIN_S)
+        self._screen.show()
+        assert home is not None
+        shown = "\n".join(self._slack.words(home))
+        outcomes = [shown.find(f"#{number} ") for number in (3, 2, 1)]
+        self._check("ben finds what came of the three requests, the newest first", outcomes == sorted(outcomes))
+        self._check("all three are there", -1 not in outcomes)
 
     def _stop(self) -> None:
         self._title("Stopping the bot: SIGTERM")
@@ -448,7 +460,7 @@ class _Screen:
             self._write("\n".join([head, *body]))
             return
         beginning = body[:2]
-        kind = "summary" if "thread" in head else "card"
+        kind = "summary" if "thread" in head else "page" if "Home tab" in head else "card"
         if kind not in self._seen_in_full:
             self._seen_in_full.add(kind)
             self._write("\n".join([head, *body]))
