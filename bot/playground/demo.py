@@ -332,14 +332,14 @@ class _Conversation:
         self._check("two clicks at once make one DELETE", len(self._exchange.deletes(uuid)) == 1)
 
     def _home(self) -> None:
-        self._title("ben opens the app's Home tab")
-        self._check("the opening is acknowledged", self._slack.open_home(BEN.id).ok)
-        home = self._slack.wait_for(lambda slack: slack.home(BEN.id), timeout_s=STEP_WITHIN_S)
+        self._title("dana opens the app's Home tab")
+        self._check("the opening is acknowledged", self._slack.open_home(DANA.id).ok)
+        home = self._slack.wait_for(lambda slack: slack.home(DANA.id), timeout_s=STEP_WITHIN_S)
         self._screen.show()
         assert home is not None
         shown = "\n".join(self._slack.words(home))
         outcomes = [shown.find(f"#{number} ") for number in (3, 2, 1)]
-        self._check("ben finds what came of the three requests, the newest first", outcomes == sorted(outcomes))
+        self._check("dana finds what came of her three requests, the newest first", outcomes == sorted(outcomes))
         self._check("all three are there", -1 not in outcomes)
 
     def _stop(self) -> None:
