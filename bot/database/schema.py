@@ -153,7 +153,7 @@ cancel_requests = Table(
         sqlite_where=text(open_states_sql()),
         postgresql_where=text(open_states_sql()),
     ),
-    Index("ix_cancel_requests_requester_id", "requester_id", "ended_at"),
+    Index("ix_cancel_requests_requester_ended", "requester_id", "ended_at"),
     Index(
         "ix_cancel_requests_refresh_at",
         "refresh_at",

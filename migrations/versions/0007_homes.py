@@ -30,11 +30,11 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_homes"),
         sa.UniqueConstraint("user_id", "team_id", name="uq_homes_user_id_team_id"),
     )
-    op.create_index("ix_cancel_requests_requester_id", "cancel_requests", ["requester_id", "ended_at"])
+    op.create_index("ix_cancel_requests_requester_ended", "cancel_requests", ["requester_id", "ended_at"])
     op.create_index("ix_decisions_actor_id", "decisions", ["actor_id", "id"])
 
 
 def downgrade() -> None:
     op.drop_index("ix_decisions_actor_id", "decisions")
-    op.drop_index("ix_cancel_requests_requester_id", "cancel_requests")
+    op.drop_index("ix_cancel_requests_requester_ended", "cancel_requests")
     op.drop_table("homes")
