@@ -27,7 +27,7 @@ def test_no_history_breaks_a_promise_on_postgresql(seed: int, postgresql: Postgr
 def test_the_histories_reach_every_state(tmp_path: Path) -> None:
     """A history that never goes somewhere proves nothing about it. A few seeds that do are enough."""
     visited: set[State] = set()
-    for seed in (4, 15, 21):
+    for seed in (5, 22, 25):
         world = World(seed, f"sqlite:///{tmp_path / f'{seed}.db'}")
         try:
             world.run()
