@@ -49,7 +49,7 @@ def journey(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         assert shared.audit_fault() is None
 
 
-KINDS = {
+KINDS: dict[str, tuple[Mode, str]] = {
     "http-sqlite": ("http", "sqlite"),
     "socket-postgresql": ("socket", "postgresql"),
     "http-postgresql": ("http", "postgresql"),
@@ -119,7 +119,7 @@ def test_a_cancel_is_asked_for_approved_sent_once_and_told(journey: Journey) -> 
     assert journey.audit_fault() is None
 
 
-@both_ways
+@everywhere
 def test_who_asked_withdraws_and_nobody_else(journey: Journey) -> None:
     """A mistake is taken back without waiting for an approver; the button is everyone's to see, and one person's."""
     asked = journey.ask()
@@ -139,7 +139,7 @@ def test_who_asked_withdraws_and_nobody_else(journey: Journey) -> None:
     assert not journey.exchange.deletes(asked.uuid)
 
 
-@both_ways
+@everywhere
 @pytest.mark.parametrize(("ends", "says"), [("fill", "the order was fully executed"), ("cancel", "canceled elsewhere")])
 def test_an_order_that_ends_elsewhere_ends_its_request(journey: Journey, ends: str, says: str) -> None:
     """Nobody is left with a button that cancels nothing, and who asked is told why."""
@@ -161,7 +161,7 @@ def test_an_order_that_ends_elsewhere_ends_its_request(journey: Journey, ends: s
     assert not journey.exchange.deletes(asked.uuid)
 
 
-@both_ways
+@everywhere
 def test_a_card_follows_its_order_while_people_think(journey: Journey) -> None:
     """Who approves sees what is left, and the thread says what has changed since the request."""
     uuid = journey.exchange.place(volume="1")
@@ -303,15 +303,17 @@ def test_who_asked_may_take_it_back_by_denying(journey: Journey) -> None:
     assert journey.verdict(asked).startswith("Denied by @dana")
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_two_of_three_approve_a_large_order(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(("mode", "kind"), KINDS.values())
+def test_two_of_three_approve_a_large_order(
+    mode: Mode, kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """The whole way of several approvals: the rule on the card, one of two, no second vote, then the cancel."""
     database_url = request.getfixturevalue("postgresql").create() if kind == "postgresql" else None
     rules = {
         "APPROVERS": f"{BEN.id},{EMIL.id},{CARA.id}",
         "APPROVAL_TIERS": "KRW-*:50000000=2, *=1",
     }
-    with started(tmp_path, database_url=database_url, settings=rules) as journey:
+    with started(tmp_path, mode=mode, database_url=database_url, settings=rules) as journey:
         small = journey.ask(uuid=journey.exchange.place(price="95000000", volume="0.5"))
         journey.press(BEN, small, "approve")
         assert journey.verdict(small).startswith("Canceled:")
@@ -351,7 +353,7 @@ def test_two_of_three_approve_a_large_order(kind: str, tmp_path: Path, request: 
         assert journey.audit_fault() is None
 
 
-@pytest.mark.parametrize(("mode", "kind"), [("http", "sqlite"), ("socket", "postgresql")])
+@pytest.mark.parametrize(("mode", "kind"), KINDS.values())
 def test_a_group_approves_until_somebody_leaves_it_or_it_cannot_be_read(
     mode: Mode, kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -533,7 +535,7 @@ def test_a_click_on_a_decided_request_is_told_who_decided(journey: Journey) -> N
     assert not journey.exchange.deletes(asked.uuid)
 
 
-@both_ways
+@everywhere
 def test_a_click_after_the_time_to_live_does_not_count(journey: Journey) -> None:
     """An old card is not a standing permission, even in the second before the worker has drawn it as expired."""
     asked = journey.ask()

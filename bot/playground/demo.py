@@ -32,6 +32,8 @@ CARA: Final = Person("U0CARA", "cara")
 EMIL: Final = Person("U0EMIL", "emil")
 APPROVERS: Final = (DANA, BEN, EMIL)
 DESK: Final = "C0DESK"
+RULES: Final = {"APPROVAL_TIERS": "KRW-*:200000000=2, *=1", "REFRESH_SECONDS": "5"}
+"""What the demo's bot is told beside what it needs."""
 
 KEPT: Final = {"PATH", "PYTHONPATH", "TMPDIR"}
 """What the bot gets of our environment, beside what measures coverage."""
@@ -40,7 +42,7 @@ READY_WITHIN_S: Final = 20.0
 ASK_AGAIN_AFTER_S: Final = 0.02
 STOP_WITHIN_S: Final = 10.0
 COMMAND_WITHIN_S: Final = 20.0
-STEP_WITHIN_S: Final = 5.0
+STEP_WITHIN_S: Final = 10.0
 
 LOG_TAIL_LINES: Final = 20
 LONG_MESSAGE_LINES: Final = 6
@@ -224,7 +226,7 @@ def play(*, socket_mode: bool = False, write: Callable[[str], None] = print) -> 
         SlackWorkspace(people=(DANA, BEN, CARA, EMIL)) as slack,
         Exchange(keys=(key,)) as exchange,
         BotProcess(
-            folder=Path(folder), settings=playground_settings(slack, exchange, key=key, socket_mode=socket_mode)
+            folder=Path(folder), settings=playground_settings(slack, exchange, key=key, socket_mode=socket_mode) | RULES
         ) as bot,
     ):
         if not socket_mode:
@@ -264,6 +266,9 @@ class _Conversation:
             self._cancel()
             self._denial()
             self._race()
+            self._large()
+            self._withdrawal()
+            self._moved()
             self._home()
             self._stop()
             self._audit()
@@ -331,6 +336,43 @@ class _Conversation:
         )
         self._check("two clicks at once make one DELETE", len(self._exchange.deletes(uuid)) == 1)
 
+    def _large(self) -> None:
+        self._title("dana asks for a large order: over 200,000,000 KRW the rules want two approvals")
+        uuid = self._exchange.place(price="100000000", volume="2.5")
+        card = self._ask(4, f"{uuid} hedge is gone")
+        lines = self._slack.words(card)
+        self._check(
+            "the card says how many, and why",
+            any(line.startswith("Needs 2 approvals: over 200,000,000 KRW") for line in lines),
+        )
+        self._slack.click(BEN.id, card, "approve")
+        self._slack.wait_for(lambda slack: "1 of 2" in "\n".join(_words(slack, card)), timeout_s=STEP_WITHIN_S)
+        self._screen.show()
+        self._check("one approval of two sends nothing", not self._exchange.deletes(uuid))
+        self._slack.click(EMIL.id, card, "approve")
+        self._ended(card, "Cancel request #4: canceled", "Canceled: 2.5 of 2.5 BTC; nothing had been filled.")
+        self._check("two approvals make one DELETE", len(self._exchange.deletes(uuid)) == 1)
+
+    def _withdrawal(self) -> None:
+        self._title("dana changes her mind and withdraws")
+        uuid = self._exchange.place()
+        card = self._ask(5, uuid)
+        self._slack.click(DANA.id, card, "withdraw")
+        self._ended(card, "Cancel request #5: withdrawn, nothing was sent", "Withdrawn by @dana")
+        self._check("a withdrawn request sends nothing", not self._exchange.deletes(uuid))
+
+    def _moved(self) -> None:
+        self._title("while people think, an order is filled: the bot looks again, and the request is over")
+        uuid = self._exchange.place()
+        card = self._ask(6, uuid)
+        self._exchange.fill(uuid)
+        self._ended(
+            card,
+            "Cancel request #6: the order ended elsewhere, nothing was sent",
+            "Superseded: the order was fully executed",
+        )
+        self._check("a superseded request sends nothing", not self._exchange.deletes(uuid))
+
     def _home(self) -> None:
         self._title("dana opens the app's Home tab")
         self._check("the opening is acknowledged", self._slack.open_home(DANA.id).ok)
@@ -338,9 +380,9 @@ class _Conversation:
         self._screen.show()
         assert home is not None
         shown = "\n".join(self._slack.words(home))
-        outcomes = [shown.find(f"#{number} ") for number in (3, 2, 1)]
-        self._check("dana finds what came of her three requests, the newest first", outcomes == sorted(outcomes))
-        self._check("all three are there", -1 not in outcomes)
+        outcomes = [shown.find(f"#{number} ") for number in (6, 5, 4, 3, 2, 1)]
+        self._check("dana finds what came of her requests, the newest first", outcomes == sorted(outcomes))
+        self._check("all of them are there", -1 not in outcomes)
 
     def _stop(self) -> None:
         self._title("Stopping the bot: SIGTERM")
@@ -358,7 +400,16 @@ class _Conversation:
         approved = ["request.created", "request.opened", "request.approved", *ended]
         denied = ["request.created", "request.opened", "request.denied", "summary.posted"]
         self._check("the audit has the refused command", told[:1] == [(None, "command.refused")])
-        for number, actions in ((1, approved), (2, denied), (3, approved)):
+        opened, recorded = ["request.created", "request.opened"], ["approval.recorded", "request.approved"]
+        stories = {
+            1: approved,
+            2: denied,
+            3: approved,
+            4: [*opened, *recorded, *ended],
+            5: [*opened, "request.withdrawn", "summary.posted"],
+            6: [*opened, "request.superseded", "summary.posted"],
+        }
+        for number, actions in stories.items():
             found = [action for request_id, action in told if request_id == number]
             self._check(f"the audit tells request #{number} from its beginning to its end", found == actions)
         reasons = [event["reason"] for event in events if event["action"] == "request.denied"]
@@ -477,6 +528,12 @@ def cards(slack: SlackWorkspace, channel: str = DESK) -> list[Message]:
     """Every card in the channel, the oldest first."""
     bot = slack.installation.bot_user_id
     return [each for each in slack.messages(channel) if each.author == bot and each.thread_ts is None]
+
+
+def _words(slack: SlackWorkspace, card: Message) -> list[str]:
+    """The card as it reads now."""
+    shown = slack.message(DESK, card.ts)
+    return slack.words(shown) if shown else []
 
 
 def headline_of(slack: SlackWorkspace, card: Message) -> str:
