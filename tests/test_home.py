@@ -49,7 +49,7 @@ from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Action, Actor
 from bot.domain.cancel_request import CancelRequest, DecisionKind, State
 from bot.domain.errors import CannotPost, NothingDone, TryLater
-from bot.domain.membership import UNREAD
+from bot.domain.membership import UNREAD, Group, Membership
 from bot.domain.order import Order
 from bot.home import (
     KEPT_UP_FOR,
@@ -114,6 +114,26 @@ def test_nobody_is_told_to_approve_what_they_may_not(
     """The list asks the one policy that a click would meet: a row here whose click is refused would be a lie."""
     shown = seen_by(person, policy, pending=(replace(PENDING, **changes),))
     assert shown.waiting == Listed()
+
+
+@pytest.mark.parametrize(
+    ("groups", "waiting"),
+    [
+        ({"S0DESK": Group(members=frozenset({APPROVER.id}), read_at=minutes(10))}, (PENDING,)),
+        ({"S0DESK": Group(members=frozenset({SECOND.id}), read_at=minutes(10))}, ()),
+        ({"S0DESK": Group(error="ratelimited")}, ()),
+    ],
+    ids=["a member", "no member any more", "not known"],
+)
+def test_members_of_a_group_see_what_waits_while_they_are_in_it(
+    groups: dict[str, Group], waiting: tuple[CancelRequest, ...]
+) -> None:
+    """The page asks with the membership of this minute, as the click would."""
+    policy = replace(POLICY, approvers=frozenset({"S0DESK"}))
+    seen = home_view(
+        APPROVER, concerning(pending=(PENDING,)), policy=policy, membership=Membership(groups=groups), health=WELL
+    )
+    assert seen.waiting.shown == waiting
 
 
 def test_a_request_of_a_private_place_is_shown_to_those_who_may_act_on_it_only() -> None:
