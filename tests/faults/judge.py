@@ -35,11 +35,14 @@ SAYS: Final = {
     State.SETTLED: "Settled by hand",
 }
 """How the thread's message about a state begins."""
+REMINDS: Final = "still needs"
+"""How a reminder in the thread goes on after the request's number."""
 
 NOT_SENT: Final = frozenset({State.REFUSED, State.DENIED, State.WITHDRAWN, State.SUPERSEDED, State.EXPIRED})
 CALLS: Final = {
     ("GET", "/v1/order"),
     ("GET", "/v1/orders/uuids"),
+    ("GET", "/v1/orders/open"),
     ("DELETE", "/v1/order"),
     ("GET", "/v1/orderbook"),
 }
@@ -191,7 +194,11 @@ class _Judgement:
         shows = f"Cancel this order? Request #{row.id}" if pending else f"Cancel request #{row.id}: "
         if not headline.startswith(shows) or bool(card.buttons) != pending:
             self._figures.faulty.append(f"request {row.id} is {row.state}, and its card says {headline!r}")
-        told = [self._here.slack.words(each)[0] for each in self._threads[row.card_ts]]
+        lines = [self._here.slack.words(each)[0] for each in self._threads[row.card_ts]]
+        told = [line for line in lines if not line.startswith(f"Request #{row.id} {REMINDS}")]
+        announced = sum(event["action"] == Action.REMINDER_SENT for event in self._story[row.id])
+        if len(lines) - len(told) > announced or announced > 1:
+            self._figures.faulty.append(f"request {row.id} was reminded of {announced} times by the audit: {lines}")
         by_state = Counter(state for line in told for state, begins in SAYS.items() if line.startswith(begins))
         if by_state.total() != len(told):
             self._figures.faulty.append(f"the thread of request {row.id} says {told}")
