@@ -216,9 +216,7 @@ class Listeners:
     def _refused(self, answer: CommandAnswer, text: str, identity: Identity) -> str:
         assert answer.refusal is not None
         card = answer.open_request
-        link = None
-        if card is not None and card.card_channel_id is not None and card.card_ts is not None:
-            link = messages.permalink(identity.team_url, card.card_channel_id, card.card_ts)
+        link = messages.card_link(card, identity.team_url) if card is not None else None
         return messages.command_refused(
             answer.refusal,
             open_request=card,

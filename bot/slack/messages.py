@@ -159,6 +159,13 @@ def permalink(workspace_url: str, channel_id: str, ts: str) -> str:
     return f"{workspace_url.rstrip('/')}/archives/{channel_id}/p{ts.replace('.', '')}"
 
 
+def card_link(request: CancelRequest, workspace_url: str | None) -> str | None:
+    """The card's address, None where it or the workspace's is not known."""
+    if workspace_url is None or request.card_channel_id is None or request.card_ts is None:
+        return None
+    return permalink(workspace_url, request.card_channel_id, request.card_ts)
+
+
 def linked(url: str | None, label: str) -> str:
     """The label, linked where there is an address that can be linked."""
     return f"<{url.replace('&', '&amp;')}|{label}>" if url and _URL.fullmatch(url) else label
@@ -447,16 +454,10 @@ def status(found: Status, *, workspace_url: str) -> str:
 
 
 def _where_the_card_is(request: CancelRequest, workspace_url: str) -> str:
-    link = _card_link(request, workspace_url)
+    link = card_link(request, workspace_url)
     if link is not None:
         return linked(link, "open it") + f" in {channel(request.card_channel_id or '')}"
     return "none" if request.state in {State.REQUESTED, State.REFUSED} else "not posted yet"
-
-
-def _card_link(request: CancelRequest, workspace_url: str) -> str | None:
-    if request.card_channel_id is None or request.card_ts is None:
-        return None
-    return permalink(workspace_url, request.card_channel_id, request.card_ts)
 
 
 def _next(request: CancelRequest) -> str:
@@ -517,23 +518,9 @@ def _listing_title(wanted: Wanted) -> str:
 
 
 def _listed_request(request: CancelRequest, workspace_url: str) -> str:
-    number = linked(_card_link(request, workspace_url), f"#{request.id}")
-    order = request.order_now or request.order
-    what = _order_in_short(order) if order else f"order {literal(request.order_uuid)}"
+    number = linked(card_link(request, workspace_url), f"#{request.id}")
     asked = f"{mention(request.requester.id)} {when(request.created_at)}"
-    return f"• {number} *{_STATE_WORDS[request.state]}*: {what}; asked by {asked}"
-
-
-def _order_in_short(order: Order) -> str:
-    """Side, market, what remains and the price, as far as each is known; no longer than a line or two."""
-    remaining = order.volume if order.remaining_volume is None else order.remaining_volume
-    price = amount(order.price, order.quote_currency) if order.price is not None else ""
-    parts = [
-        f"{_side(order)} on {word(order.market)}",
-        f"{amount(remaining, '')} remaining" if remaining is not None else "",
-        price and (f"{price} in all" if order.price_is_total else f"at {price}"),
-    ]
-    return ", ".join(filter(None, parts))
+    return f"• {number} *{_STATE_WORDS[request.state]}*: {what_in_short(request)}; asked by {asked}"
 
 
 def order_in_a_line(order: Order) -> str:
@@ -1555,6 +1542,14 @@ _WORDS: Final[Mapping[str, tuple[str, Callable[[Order], str]]]] = {
     "identifier": ("Identifier", lambda order: literal(order.identifier or "")),
     "uuid": ("Uuid", lambda order: literal(order.uuid)),
 }
+
+
+def what_in_short(request: CancelRequest) -> str:
+    """The order that a request is about, in one line."""
+    order = request.order_now or request.order
+    if order is None:
+        return f"order {literal(request.order_uuid)}"
+    return order_in_short(order, whole=request.ended_at is not None)
 
 
 def order_in_short(order: Order, *, whole: bool = False) -> str:

@@ -192,9 +192,7 @@ class Notifier:
         if self._workspace_url is None:
             with suppress(MessengerError):
                 self.who_am_i()
-        if self._workspace_url is None or request.card_channel_id is None or request.card_ts is None:
-            return None
-        return messages.permalink(self._workspace_url, request.card_channel_id, request.card_ts)
+        return messages.card_link(request, self._workspace_url)
 
     def open_view(self, trigger_id: str, view: dict[str, Any]) -> None:
         """Open a form before the person whose click or command this was, once. Raises CannotPost, TryLater."""

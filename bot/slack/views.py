@@ -249,20 +249,12 @@ def _rows(
 
 
 def _title(request: CancelRequest, workspace_url: str | None) -> str:
-    order = request.order_now or request.order
-    what = (
-        messages.order_in_short(order, whole=request.ended_at is not None)
-        if order
-        else f"order {literal(request.order_uuid)}"
-    )
-    return f"*#{request.id}* {what}{_card(request, workspace_url)}"
+    return f"*#{request.id}* {messages.what_in_short(request)}{_card(request, workspace_url)}"
 
 
 def _card(request: CancelRequest, workspace_url: str | None) -> str:
-    if request.card_channel_id is None or request.card_ts is None or workspace_url is None:
-        return ""
-    url = messages.permalink(workspace_url, request.card_channel_id, request.card_ts)
-    return f" · {messages.linked(url, 'Open the card')}"
+    link = messages.card_link(request, workspace_url)
+    return f" · {messages.linked(link, 'Open the card')}" if link else ""
 
 
 def _waiting(request: CancelRequest) -> list[str]:
