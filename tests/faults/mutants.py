@@ -17,6 +17,8 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
 TIMEOUT_S: Final = 300
+SOUND_TIMEOUT_S: Final = 900
+"""All that is asked of mutants, once without any."""
 AT_A_TIME: Final = 2
 
 
@@ -375,7 +377,7 @@ def do_tests_fail(tests: str, mutant: Mutant | None) -> bool:
         shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.db*"))
         if mutant is not None:
             _plant(mutant, tree)
-        return _fail(tests, tree)
+        return _fail(tests, tree, timeout_s=TIMEOUT_S if mutant is not None else SOUND_TIMEOUT_S)
 
 
 def _plant(mutant: Mutant, tree: Path) -> None:
@@ -391,7 +393,7 @@ def planted(mutant: Mutant, source: str) -> str:
     return source.replace(mutant.right, mutant.wrong)
 
 
-def _fail(tests: str, tree: Path) -> bool:
+def _fail(tests: str, tree: Path, *, timeout_s: float) -> bool:
     command = f"{sys.executable} -m pytest -x -q -n 0 -p no:cacheprovider {tests}"
     run = subprocess.run(
         ["/bin/sh", "-c", command],
@@ -399,7 +401,7 @@ def _fail(tests: str, tree: Path) -> bool:
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tree), "HOME": str(tree)},
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_S,
+        timeout=timeout_s,
         check=False,
     )
     if run.returncode not in {0, 1}:
