@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -844,6 +845,18 @@ def test_a_bot_reconnects_when_it_is_told_to(over_socket: SlackWorkspace) -> Non
     over_socket.wait_for(lambda slack: slack.connections == 1)
     assert len(over_socket.calls("apps.connections.open")) == 2
     assert over_socket.command(DANA, DESK, "x").ok
+
+
+def test_who_was_let_in_gets_what_is_typed_from_then_on(slack: SlackWorkspace, client: WebClient) -> None:
+    """A bot takes itself for connected once it was let in; what is typed at that very moment must reach it."""
+    for _ in range(20):
+        url = client.apps_connections_open(app_token="xapp-playground")["url"]
+        with ThreadPoolExecutor(max_workers=1) as typing, connect(url) as connection:
+            typed = typing.submit(slack.command, DANA, DESK, "x")
+            assert json.loads(connection.recv(5))["type"] == "hello"
+            connection.send(json.dumps({"envelope_id": json.loads(connection.recv(5))["envelope_id"]}))
+            assert typed.result(5).status == "ok"
+        slack.wait_for(lambda slack: slack.connections == 0)
 
 
 def test_without_a_connection_a_command_fails_loudly(slack: SlackWorkspace) -> None:

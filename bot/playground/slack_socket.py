@@ -32,6 +32,7 @@ class SocketMode:
         self._changed = changed
         self._tickets: dict[str, None] = {}
         self._connections: list[ServerConnection] = []
+        self._arriving = 0
         self._leaving: list[ServerConnection] = []
         self._waiting: dict[str, concurrent.futures.Future[Any]] = {}
         self._server: Server | None = None
@@ -55,6 +56,7 @@ class SocketMode:
     def deliver(self, kind: str, payload: Mapping[str, Any], *, timeout_s: float, **more: Any) -> Any:
         """Send an envelope over any one connection and wait for its ack's payload; `more` goes beside the payload.
 
+        Who was let in and has not heard `hello` yet is waited for: the bot may take itself for connected by then.
         Raises ConnectionError where nobody is connected and TimeoutError where nobody acks in time.
         """
         envelope_id = str(uuid.uuid4())
@@ -68,6 +70,7 @@ class SocketMode:
         answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
         with self._changed:
             self._waiting[envelope_id] = answer
+            self._changed.wait_for(lambda: self._connections or not self._arriving, timeout_s)
         try:
             self._send_to_one(json.dumps(envelope))
             return answer.result(timeout_s)
@@ -120,6 +123,7 @@ class SocketMode:
         with self._changed:
             known = self._tickets.pop(ticket, "unknown") is None
             full = len(self._connections) >= MAX_CONNECTIONS
+            self._arriving += known and not full
         if not known:
             return connection.respond(http.HTTPStatus.UNAUTHORIZED, "no such ticket\n")
         return connection.respond(http.HTTPStatus.TOO_MANY_REQUESTS, "too many connections\n") if full else None
@@ -128,10 +132,12 @@ class SocketMode:
         from websockets.exceptions import ConnectionClosed  # noqa: PLC0415
 
         try:
-            connection.send(json.dumps(self._hello()))
             with self._changed:
-                replaced, self._leaving = self._leaving, []
+                self._arriving -= 1
                 self._connections.append(connection)
+                replaced, self._leaving = self._leaving, []
+                # Under the lock, so that no delivery comes before it.
+                connection.send(json.dumps(self._hello()))
                 self._changed.notify_all()
             for old in replaced:
                 old.close()
@@ -148,7 +154,7 @@ class SocketMode:
     def _hello(self) -> dict[str, Any]:
         return {
             "type": "hello",
-            "num_connections": self.connections + 1,
+            "num_connections": self.connections,
             "connection_info": {"app_id": self._app_id},
             "debug_info": {"host": "playground", "build_number": 1, "approximate_connection_time": 3600},
         }
