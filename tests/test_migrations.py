@@ -17,7 +17,7 @@ from bot.database.migration import check_revision, migrate, migrations_folder, n
 from bot.database.schema import metadata, open_states_sql
 from bot.database.store import SqlStore
 from bot.domain.audit import Action
-from bot.domain.cancel_request import DecisionKind
+from bot.domain.cancel_request import CancelRequest, DecisionKind
 from bot.domain.errors import NothingDone, WrongRevision
 from bot.inquiry import Wanted
 from bot.workflow import Notice, NoticeKind
@@ -79,15 +79,22 @@ def test_what_waited_before_the_second_migration_is_refreshed_at_once(empty: Dat
     assert SqlStore(empty).take_refresh(limit=10, again_in_s=30) == ()
 
 
-def test_the_columns_for_approvals_come_and_go_under_rows_of_the_version_before(empty: Database) -> None:
-    """An upgrade meets open requests: they need what they needed, and a step back loses no request."""
+def request_after_step_back(empty: Database, *, to: str, keeps: str) -> CancelRequest:
+    """Fill the database, go back and forth again, and keep what the query reads; the request of its first row."""
     migrate(empty)
     fill(empty)
-    assert migrate(empty, revision="0001") == "0001"
-    kept = rows(empty, "SELECT id, state, approvals_required, approvers FROM cancel_requests")
+    assert migrate(empty, revision=to) == to
+    kept = rows(empty, keeps)
     assert migrate(empty) == newest_revision()
-    assert rows(empty, "SELECT id, state, approvals_required, approvers FROM cancel_requests") == kept
-    request = present(SqlStore(empty).read(kept[0][0]))
+    assert rows(empty, keeps) == kept
+    return present(SqlStore(empty).read(kept[0][0]))
+
+
+def test_the_columns_for_approvals_come_and_go_under_rows_of_the_version_before(empty: Database) -> None:
+    """An upgrade meets open requests: they need what they needed, and a step back loses no request."""
+    request = request_after_step_back(
+        empty, to="0001", keeps="SELECT id, state, approvals_required, approvers FROM cancel_requests"
+    )
     assert (request.approval_rule, request.not_counted, len(request.counted())) == (None, (), 1)
     assert AuditLog(empty).verify().fault is None
     fill(empty)
@@ -95,26 +102,14 @@ def test_the_columns_for_approvals_come_and_go_under_rows_of_the_version_before(
 
 def test_the_channel_of_a_card_and_the_quote_come_and_go_under_rows_of_the_version_before(empty: Database) -> None:
     """A request from before the upgrade has its card where it was typed, and its buttons go on working."""
-    migrate(empty)
-    fill(empty)
-    assert migrate(empty, revision="0003") == "0003"
-    kept = rows(empty, "SELECT id, state, channel_id FROM cancel_requests")
-    assert migrate(empty) == newest_revision()
-    assert rows(empty, "SELECT id, state, channel_id FROM cancel_requests") == kept
-    request = present(SqlStore(empty).read(kept[0][0]))
+    request = request_after_step_back(empty, to="0003", keeps="SELECT id, state, channel_id FROM cancel_requests")
     assert (request.card_goes_to, request.is_card_elsewhere, request.quote) == (request.channel_id, False, None)
     assert AuditLog(empty).verify().fault is None
 
 
 def test_reasons_come_and_go_under_decisions_of_the_version_before(empty: Database) -> None:
     """An upgrade meets decisions that gave none, and a step back keeps who decided what."""
-    migrate(empty)
-    fill(empty)
-    assert migrate(empty, revision="0004") == "0004"
-    kept = rows(empty, "SELECT request_id, kind, actor_id FROM decisions")
-    assert migrate(empty) == newest_revision()
-    assert rows(empty, "SELECT request_id, kind, actor_id FROM decisions") == kept
-    request = present(SqlStore(empty).read(kept[0][0]))
+    request = request_after_step_back(empty, to="0004", keeps="SELECT request_id, kind, actor_id FROM decisions")
     assert [each.reason for each in request.decisions] == [""]
     assert (request.order_approved, request.reminded_at) == (None, None)
     fill(empty)
