@@ -57,8 +57,8 @@ class Chain:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         head = connection.execute(select(audit_head).with_for_update()).one()
-        self._seq: int = head.seq
-        self._hash: str = head.hash
+        self.seq: int = head.seq
+        self.hash: str = head.hash
         self.occurred_at: datetime = head.occurred_at
         self._appended = False
 
@@ -71,9 +71,9 @@ class Chain:
         if occurred_at < self.occurred_at:
             event = replace(event, details={**event.details, "clock": timestamp(occurred_at)})
             occurred_at = self.occurred_at
-        entry_columns = columns(event, seq=self._seq + 1, occurred_at=occurred_at)
+        entry_columns = columns(event, seq=self.seq + 1, occurred_at=occurred_at)
         entry = canonical(entry_columns)
-        entry_hash = chain_hash(self._hash, entry)
+        entry_hash = chain_hash(self.hash, entry)
         self._connection.execute(
             insert(audit_events).values(
                 {
@@ -81,18 +81,18 @@ class Chain:
                     "occurred_at": occurred_at,
                     "details": canonical(entry_columns["details"]),
                     "entry": entry,
-                    "prev_hash": self._hash,
+                    "prev_hash": self.hash,
                     "hash": entry_hash,
                 }
             )
         )
-        self._seq, self._hash, self.occurred_at, self._appended = self._seq + 1, entry_hash, occurred_at, True
+        self.seq, self.hash, self.occurred_at, self._appended = self.seq + 1, entry_hash, occurred_at, True
 
     def write_head(self) -> None:
         """Make the last event appended here the end of the chain."""
         if self._appended:
             self._connection.execute(
-                update(audit_head).values(seq=self._seq, hash=self._hash, occurred_at=self.occurred_at)
+                update(audit_head).values(seq=self.seq, hash=self.hash, occurred_at=self.occurred_at)
             )
 
     def refusal_of_trigger(self, trigger_id: str) -> Reason | None:

@@ -273,3 +273,15 @@ audit_head = Table(
     Column("occurred_at", UtcTime, nullable=False),
     CheckConstraint("id = 1", name="one_row"),
 )
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("seq", Id, nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("at", Text, nullable=False),
+    Column("key", String(64), nullable=False),
+    Column("signature", String(128), nullable=False),
+    Index("ix_checkpoints_seq", "seq"),
+)

@@ -54,6 +54,7 @@ class Action(StrEnum):
     CANCEL_ANSWERED_LATE = "cancel.answered_late"  #: moves nothing
     SUMMARY_POSTED = "summary.posted"  #: moves nothing
     AUDIT_VERIFIED = "audit.verified"  #: moves nothing
+    AUDIT_CHECKPOINTED = "audit.checkpointed"  #: moves nothing
 
 
 class Outcome(StrEnum):

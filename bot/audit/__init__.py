@@ -1,0 +1,1 @@
+"""What is made of the audit for people outside of the database: signed checkpoints, archives, packs and reports."""
