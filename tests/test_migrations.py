@@ -22,7 +22,16 @@ from bot.domain.errors import NothingDone, WrongRevision
 from bot.inquiry import Wanted
 from bot.workflow import Notice, NoticeKind
 
-TABLES = {"alembic_version", "cancel_requests", "decisions", "notices", "homes", "audit_events", "audit_head"}
+TABLES = {
+    "alembic_version",
+    "cancel_requests",
+    "decisions",
+    "notices",
+    "homes",
+    "audit_events",
+    "audit_head",
+    "checkpoints",
+}
 
 
 @pytest.fixture
