@@ -11,8 +11,8 @@ from rich.table import Table
 from bot.terminal import fail, login, out, progress_shown, ready_database, visible
 
 if TYPE_CHECKING:
-    from bot.database.audit_log import Verification
     from bot.database.store import SqlStore
+    from bot.database.verification import Verification
     from bot.domain.witness import Witness
 
 LONGEST_WITNESS_FILE: Final = 10_000_000
@@ -82,13 +82,13 @@ def audit_show(request_id: int, form: str) -> None:
 @click.option("--record", is_flag=True, help="Write into the audit that it was verified, and what was found.")
 def audit_verify(*, witness: TextIO | None, record: bool) -> None:
     """Verify the chain of hashes from the first event to the last."""
-    from bot.database.audit_log import AuditLog  # noqa: PLC0415
     from bot.database.store import SqlStore  # noqa: PLC0415
+    from bot.database.verification import verify  # noqa: PLC0415
 
     witnesses = _witnesses(witness) if witness is not None else ()
     with ready_database(read_only=not record) as database:
         with progress_shown("verified") as progress:
-            result = AuditLog(database).verify(witnesses, progress=progress)
+            result = verify(database, witnesses, progress=progress)
         if record:
             _record_verification(SqlStore(database), result)
     if result.fault is not None:

@@ -16,6 +16,7 @@ from bot.database.audit_log import AuditLog, Filter
 from bot.database.engine import Database
 from bot.database.migration import migrate
 from bot.database.schema import cancel_requests, homes
+from bot.database.verification import verify
 from bot.playground.demo import (
     BEN,
     CARA,
@@ -194,7 +195,7 @@ class Journey:
         return found[-1]
 
     def audit_fault(self) -> str | None:
-        return AuditLog(self._database).verify().fault
+        return verify(self._database).fault
 
     def until(self, look: Callable[[], T | None], *, timeout_s: float = WITHIN_S) -> T:
         """What `look` returns once it is true: for the database, which does not tell when it changes."""

@@ -26,6 +26,7 @@ from bot.database.engine import Database
 from bot.database.migration import migrate
 from bot.database.schema import cancel_requests, notices
 from bot.database.store import SqlStore
+from bot.database.verification import verify
 from bot.domain.answer import (
     Accepted,
     Call,
@@ -852,7 +853,7 @@ class World:
         with self.database.read() as connection:
             owed = connection.execute(select(notices.c.id).where(notices.c.next_attempt_at.is_not(None))).all()
         assert not owed, f"{seed}: somebody is still owed a line"
-        verification = AuditLog(self.database).verify()
+        verification = verify(self.database)
         assert verification.fault is None, f"{seed}: {verification.fault}"
         assert json.dumps(dict(self.faults))
 

@@ -11,6 +11,7 @@ from bot.database.audit_log import AuditLog, Filter
 from bot.database.checkpoints import Checkpoints
 from bot.database.engine import Database
 from bot.database.store import SqlStore
+from bot.database.verification import verify
 from bot.domain.audit import SYSTEM, Actor
 from bot.domain.checkpoint import Checkpoint, parse_checkpoint
 
@@ -81,7 +82,7 @@ def test_a_checkpoint_is_kept_covers_what_was_there_and_is_in_the_audit(database
     """Exports and packs find the first one that covers them, and the audit says who made it."""
     create(SqlStore(database))
     signer, kept = Signer(PRIVATE_KEY), Checkpoints(database)
-    before = AuditLog(database).verify()
+    before = verify(database)
     assert kept.covering(1) is None
     first = kept.make(signer.sign, actor=Actor(id="cli:ops"))
     assert (first.checkpoint.seq, first.checkpoint.hash) == (before.head_seq, before.head_hash)
@@ -92,7 +93,7 @@ def test_a_checkpoint_is_kept_covers_what_was_there_and_is_in_the_audit(database
     assert kept.covering(before.head_seq + 2) is None
     event, *_ = AuditLog(database).list(Filter(action="audit.checkpointed"), limit=1, newest_first=False)
     assert (event["actor"], event["details"]) == ("cli:ops", json.loads(str(first)))
-    assert AuditLog(database).verify().fault is None
+    assert verify(database).fault is None
 
 
 def test_a_checkpoint_of_an_empty_audit_says_so(database: Database) -> None:

@@ -395,7 +395,10 @@ def disarm(database: Database) -> None:
     [
         ("UPDATE audit_events SET actor = 'U0CARA' WHERE seq = 3", "event 3 was altered: column actor differs"),
         ("DELETE FROM audit_events WHERE seq = 3", "event 3 is missing"),
-        ("DELETE FROM audit_events WHERE seq = 6", "events were removed or added"),
+        (
+            "DELETE FROM audit_events WHERE seq = 6",
+            "event 6 is missing: the chain's head says that it ends with event 6",
+        ),
         ("UPDATE audit_events SET entry = replace(entry, 'U0BEN', 'U0EVE') WHERE seq = 3", "event 3 was altered"),
     ],
 )

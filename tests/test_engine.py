@@ -19,11 +19,11 @@ from postgresql import Postgresql
 from sqlalchemy import event, insert, text, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from bot.database.audit_log import AuditLog
 from bot.database.engine import Database, DatabaseInUse, RunLock, sqlite_path
 from bot.database.migration import check_revision, migrate
 from bot.database.schema import audit_head, cancel_requests
 from bot.database.store import SqlStore
+from bot.database.verification import verify
 from bot.domain.cancel_request import State
 from bot.domain.errors import CommitInDoubt, NothingDone
 from bot.workflow import CommandAnswer
@@ -160,7 +160,7 @@ def test_a_commit_that_fails_is_in_doubt(database: Database) -> None:
     with pytest.raises(CommitInDoubt):
         create(store)
     assert count_requests(database) == 0
-    assert AuditLog(database).verify().events == 0
+    assert verify(database).events == 0
     with pytest.raises(CommitInDoubt):
         create(store)
 
@@ -444,14 +444,14 @@ def test_a_full_disk_does_nothing_and_is_over_when_there_is_room(sqlite: Databas
     opened.close()
     assert count_requests(sqlite) == 0
     create(store, reason="x" * 100_000)
-    assert AuditLog(sqlite).verify().events == 1
+    assert verify(sqlite).events == 1
 
 
 def test_who_only_looks_cannot_write(sqlite: Database) -> None:
     """`bot audit` must not be able to touch what it shows."""
     create(SqlStore(sqlite))
     looking = Database(sqlite.url.render_as_string(), read_only=True)
-    assert AuditLog(looking).verify().events == 1
+    assert verify(looking).events == 1
     with pytest.raises(NothingDone, match="readonly"):
         create(SqlStore(looking))
     looking.close()
@@ -581,7 +581,7 @@ def test_the_bot_goes_on_after_the_server_crashed(postgresql: Postgresql) -> Non
                     check_revision(database)
             assert workflow(store).click(click(made.id)) is None
             assert present(store.read(made.id)).state is State.APPROVED
-            assert AuditLog(database).verify().fault is None
+            assert verify(database).fault is None
     finally:
         server.stop()
 

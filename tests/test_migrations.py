@@ -10,12 +10,12 @@ from alembic.migration import MigrationContext
 from builders import APPROVER, at_once, create, create_pending, execute, present, rows
 
 import bot
-from bot.database.audit_log import AuditLog
 from bot.database.engine import Database
 from bot.database.homes import SqlHomes
 from bot.database.migration import check_revision, migrate, migrations_folder, newest_revision
 from bot.database.schema import metadata, open_states_sql
 from bot.database.store import SqlStore
+from bot.database.verification import verify
 from bot.domain.audit import Action
 from bot.domain.cancel_request import CancelRequest, DecisionKind
 from bot.domain.errors import NothingDone, WrongRevision
@@ -71,7 +71,7 @@ def test_up_and_down_and_up_again_with_rows_in_the_tables(empty: Database) -> No
     assert migrate(empty, revision="0001") == "0001"
     assert migrate(empty) == newest_revision()
     fill(empty)
-    assert AuditLog(empty).verify().fault is None
+    assert verify(empty).fault is None
     with pytest.raises(NothingDone, match="only grows"):
         execute(empty, "DELETE FROM audit_events")
 
@@ -105,7 +105,7 @@ def test_the_columns_for_approvals_come_and_go_under_rows_of_the_version_before(
         empty, to="0001", keeps="SELECT id, state, approvals_required, approvers FROM cancel_requests"
     )
     assert (request.approval_rule, request.not_counted, len(request.counted())) == (None, (), 1)
-    assert AuditLog(empty).verify().fault is None
+    assert verify(empty).fault is None
     fill(empty)
 
 
@@ -113,7 +113,7 @@ def test_the_channel_of_a_card_and_the_quote_come_and_go_under_rows_of_the_versi
     """A request from before the upgrade has its card where it was typed, and its buttons go on working."""
     request = request_after_step_back(empty, to="0003", keeps="SELECT id, state, channel_id FROM cancel_requests")
     assert (request.card_goes_to, request.is_card_elsewhere, request.quote) == (request.channel_id, False, None)
-    assert AuditLog(empty).verify().fault is None
+    assert verify(empty).fault is None
 
 
 def test_reasons_come_and_go_under_decisions_of_the_version_before(empty: Database) -> None:
@@ -151,9 +151,9 @@ def test_migrating_twice_changes_nothing(empty: Database) -> None:
     """`bot run` migrates its SQLite file at every start."""
     migrate(empty)
     fill(empty)
-    before = AuditLog(empty).verify()
+    before = verify(empty)
     assert migrate(empty) == newest_revision()
-    assert AuditLog(empty).verify() == before
+    assert verify(empty) == before
 
 
 def test_two_migrate_at_once(postgresql: object, empty: Database) -> None:

@@ -28,6 +28,7 @@ from bot.database.audit_log import AuditLog, Filter
 from bot.database.engine import Database
 from bot.database.migration import migrate
 from bot.database.store import LEASE, SqlStore
+from bot.database.verification import verify
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Actor
 from bot.domain.cancel_request import CancelRequest, Decision, DecisionKind, State
@@ -113,7 +114,7 @@ class Desk:
 def desk(database_url: str) -> Iterator[Desk]:
     opened = Desk(database_url)
     yield opened
-    assert AuditLog(opened.database).verify().fault is None
+    assert verify(opened.database).fault is None
     opened.database.close()
 
 

@@ -52,6 +52,7 @@ from bot.database.engine import Database
 from bot.database.migration import check_revision, migrate
 from bot.database.schema import metadata
 from bot.database.store import SqlStore
+from bot.database.verification import verify
 from bot.domain.answer import Accepted, CancelAnswer, Found, LookAnswer
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Action, Actor, Reason
@@ -763,7 +764,8 @@ def test_the_key_leaves_the_machine_encrypted_or_not_at_all(url: str) -> None:
 
 BOT_MAY: Final = {
     "audit_events": "SELECT, INSERT",
-    "audit_head": "SELECT, UPDATE",
+    "audit_head": "SELECT, UPDATE (seq, hash, occurred_at)",
+    "checkpoints": "SELECT, INSERT, UPDATE (channel_id, message_ts, attempts, next_attempt_at, fence)",
     "alembic_version": "SELECT",
     "cancel_requests": "SELECT, INSERT, UPDATE",
     "decisions": "SELECT, INSERT, UPDATE",
@@ -772,7 +774,7 @@ BOT_MAY: Final = {
 }
 """What docs/audit.md grants to the account with which the bot runs."""
 
-AUDITOR_MAY: Final = dict.fromkeys(("audit_events", "audit_head", "alembic_version"), "SELECT")
+AUDITOR_MAY: Final = dict.fromkeys(("audit_events", "audit_head", "checkpoints", "alembic_version"), "SELECT")
 
 COPIED: Final = "occurred_at, action, outcome, actor, actor_name, actor_team, details, entry"
 UPSERT: Final = (
@@ -793,8 +795,11 @@ REWRITES: Final = (
     "SET session_replication_role = replica",
     UPSERT,
     "SELECT * FROM audit_events FOR UPDATE",
+    "UPDATE audit_head SET base_seq = 1, base_hash = hash",
     "DELETE FROM audit_head",
-    "INSERT INTO audit_head SELECT 2, seq, hash, occurred_at FROM audit_head",
+    "UPDATE checkpoints SET hash = 'another'",
+    "DELETE FROM checkpoints",
+    "INSERT INTO audit_head (id, seq, hash, occurred_at) SELECT 2, seq, hash, occurred_at FROM audit_head",
     "DELETE FROM decisions",
     "DELETE FROM cancel_requests",
 )
@@ -856,7 +861,7 @@ def test_the_bots_account_cancels_and_cannot_rewrite(owner: Database) -> None:
 
     front.database.close()
     assert rows(owner, "SELECT * FROM audit_events ORDER BY seq") == before
-    assert AuditLog(owner).verify().fault is None
+    assert verify(owner).fault is None
 
 
 def test_an_auditors_account_reads_everything_and_changes_nothing(owner: Database) -> None:

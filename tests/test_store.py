@@ -42,6 +42,7 @@ from bot.database.engine import Database
 from bot.database.migration import migrate
 from bot.database.schema import cancel_requests
 from bot.database.store import LEASE, TIMER_SLACK, SqlStore
+from bot.database.verification import verify
 from bot.domain.answer import Found, LookAnswer
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Action, Actor, Outcome, Reason
@@ -286,7 +287,7 @@ def test_each_lane_has_a_fence_of_its_own(store: SqlStore, clock: HandClock) -> 
 def test_an_exception_in_the_block_undoes_state_and_audit(store: SqlStore, by_hand: Database) -> None:
     """State and audit are one transaction: neither can be there without the other."""
     made = create_pending(store)
-    before = AuditLog(by_hand).verify()
+    before = verify(by_hand)
 
     def change_much_and_stop() -> None:
         with store.transaction(made.id) as tx:
@@ -298,7 +299,7 @@ def test_an_exception_in_the_block_undoes_state_and_audit(store: SqlStore, by_ha
     with pytest.raises(Stop):
         change_much_and_stop()
     assert store.read(made.id) == made
-    assert AuditLog(by_hand).verify() == before
+    assert verify(by_hand) == before
     assert store.due(limit=10).notices == ()
 
 
@@ -649,7 +650,7 @@ def test_a_clock_that_jumps_back_never_turns_the_audit_around(
     walk(store, made.id, Action.CANCEL_SENT)
     times = [event["occurred_at"] for event in AuditLog(by_hand).list(Filter(), limit=9, newest_first=False)]
     assert times == ["2026-11-23T09:00:00.000000Z"] * 3 + ["2026-11-23T09:00:01.000000Z"]
-    assert AuditLog(by_hand).verify().fault is None
+    assert verify(by_hand).fault is None
 
 
 def test_the_injected_clock_is_the_only_clock(store: SqlStore, clock: HandClock) -> None:
@@ -717,7 +718,7 @@ def test_two_people_press_at_once(database: Database, second_kind: DecisionKind)
             DecisionKind.WITHDRAW: State.WITHDRAWN,
         }
         assert decided.state is leads_to[present(winner.kind)]
-    assert AuditLog(database).verify().fault is None
+    assert verify(database).fault is None
 
 
 def test_an_approval_and_the_end_of_the_order_come_at_once(database: Database) -> None:
@@ -736,7 +737,7 @@ def test_an_approval_and_the_end_of_the_order_come_at_once(database: Database) -
             assert (heard[0], ended.sends, ended.decisions) == (Reason.ALREADY_DECIDED, 0, ())
         else:
             assert heard[0] is None
-    assert AuditLog(database).verify().fault is None
+    assert verify(database).fault is None
 
 
 class GoneExchange(OpenExchange):
@@ -831,7 +832,7 @@ def test_two_last_approvals_at_once_move_it_once(database: Database) -> None:
         decided = present(store.read(made.id))
         assert (decided.state, len(decided.decisions), len(decided.counted())) == (State.APPROVED, 2, 2)
     assert (actions(database).count("approval.recorded"), actions(database).count("request.approved")) == (5, 5)
-    assert AuditLog(database).verify().fault is None
+    assert verify(database).fault is None
 
 
 def test_two_first_approvals_at_once_are_both_counted(database: Database) -> None:
@@ -882,7 +883,7 @@ def test_the_chain_never_forks_when_many_write(database: Database) -> None:
         made = [request_id for ids in crowd.map(write, range(threads)) for request_id in ids]
     wanted = threads * TRANSACTIONS
     assert len(set(made)) == wanted
-    verification = AuditLog(database).verify()
+    verification = verify(database)
     assert (verification.fault, verification.events) == (None, 2 * wanted)
     events = AuditLog(database).list(Filter(), limit=10 * wanted, newest_first=False)
     assert [event["seq"] for event in events] == list(range(1, 2 * wanted + 1))

@@ -10,9 +10,10 @@ import pytest
 from builders import APPROVER, REQUESTER, SECOND, START, execute
 from sqlalchemy import insert, text
 
-from bot.database.audit_log import AuditLog, Chain
+from bot.database.chain import Chain
 from bot.database.engine import Database
 from bot.database.schema import audit_events, audit_head
+from bot.database.verification import verify
 from bot.domain.audit import GENESIS_HASH, Action, AuditEvent, canonical, chain_hash
 from bot.domain.witness import DIGITS, Witness, parse_witnesses
 
@@ -125,20 +126,20 @@ Kind = Callable[[list[Row], random.Random], list[Row]]
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_one_witness_finds_what_the_chain_cannot(owned: Database, kind: Kind) -> None:
     """All hashes and the head are computed anew: the chain is sound, and only what is known outside contradicts it."""
-    genuine, dice, audit = read(owned), random.Random(kind.__name__), AuditLog(owned)
+    genuine, dice = read(owned), random.Random(kind.__name__)
     last = Witness(seq=EVENTS, hash=genuine[-1]["hash"][:DIGITS])
     found_by_chain = found_by_witness = 0
     for _ in range(TRIES):
         write(owned, chained(kind(genuine, dice)), with_head=True)
-        found_by_chain += audit.verify().fault is not None
-        found_by_witness += audit.verify([last]).fault is not None
+        found_by_chain += verify(owned).fault is not None
+        found_by_witness += verify(owned, [last]).fault is not None
     assert (found_by_chain, found_by_witness) == (0, TRIES)
 
 
 @pytest.mark.parametrize("kind", [alter_a_byte, remove_one, swap_two, cut_the_tail, insert_one])
 def test_the_chain_finds_who_does_not_compute_it_anew(owned: Database, kind: Kind) -> None:
     """The careless are found without anything from outside."""
-    genuine, dice, audit = read(owned), random.Random(kind.__name__), AuditLog(owned)
+    genuine, dice = read(owned), random.Random(kind.__name__)
     for _ in range(TRIES // 10):
         changed = kind(genuine, dice)
         numbered = [{**row, "seq": seq} for seq, row in enumerate(changed, start=1)]
@@ -146,7 +147,7 @@ def test_the_chain_finds_who_does_not_compute_it_anew(owned: Database, kind: Kin
             forged = next(row for row in numbered if row["actor"] == "U0FORGED")
             forged |= {"prev_hash": "d" * 64, "hash": "e" * 64}
         write(owned, numbered, with_head=False)
-        assert audit.verify().fault is not None
+        assert verify(owned).fault is not None
 
 
 def test_a_witness_says_which_event_is_not_the_one_it_saw(owned: Database) -> None:
@@ -155,16 +156,13 @@ def test_a_witness_says_which_event_is_not_the_one_it_saw(owned: Database) -> No
     seen = [Witness(seq=row["seq"], hash=row["hash"]) for row in genuine]
     forged = [*genuine[:9], {**genuine[9], "actor": "U0FORGED"}, *genuine[10:]]
     write(owned, chained(forged), with_head=True)
-    agreed = AuditLog(owned).verify(seen[:9])
+    agreed = verify(owned, seen[:9])
     assert (agreed.fault, agreed.witnesses) == (None, 9)
-    assert AuditLog(owned).verify(seen).fault == "event 10 is not the one that its witness saw: the chain was rewritten"
+    assert verify(owned, seen).fault == "event 10 is not the one that its witness saw: the chain was rewritten"
     write(owned, genuine[:20], with_head=True)
-    assert (
-        AuditLog(owned).verify(seen).fault
-        == "the chain ends at event 20, but event 21 has a witness: the end was cut off"
-    )
+    assert verify(owned, seen).fault == "the chain ends at event 20, but event 21 has a witness: the end was cut off"
     write(owned, genuine, with_head=True)
-    assert AuditLog(owned).verify(seen).witnesses == EVENTS
+    assert verify(owned, seen).witnesses == EVENTS
 
 
 def test_progress_is_told_now_and_then(database: Database) -> None:
@@ -175,7 +173,7 @@ def test_progress_is_told_now_and_then(database: Database) -> None:
         for _ in range(2500):
             chain.append(AuditEvent(action=Action.COMMAND_REFUSED), occurred_at=START)
         chain.write_head()
-    AuditLog(database).verify(progress=heard.append)
+    verify(database, progress=heard.append)
     assert heard == [1000, 2000]
 
 
@@ -218,4 +216,4 @@ def test_the_times_of_the_rows_are_read_as_times(owned: Database) -> None:
     genuine = read(owned)
     assert all(isinstance(row["occurred_at"], datetime) for row in genuine)
     write(owned, genuine, with_head=True)
-    assert AuditLog(owned).verify().fault is None
+    assert verify(owned).fault is None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from sqlalchemy import Row, insert, select
 
-from bot.database.audit_log import Chain
+from bot.database.chain import Chain
 from bot.database.engine import Database
 from bot.database.schema import checkpoints
 from bot.domain.audit import Action, Actor, AuditEvent, Outcome, timestamp

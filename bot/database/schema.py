@@ -22,7 +22,7 @@ from sqlalchemy import (
     text,
 )
 
-from bot.domain.audit import timestamp
+from bot.domain.audit import GENESIS_HASH, timestamp
 from bot.domain.cancel_request import ENDED_STATES, OPEN_STATES, State
 
 metadata: Final = MetaData(
@@ -271,6 +271,8 @@ audit_head = Table(
     Column("seq", Id, nullable=False),
     Column("hash", String(64), nullable=False),
     Column("occurred_at", UtcTime, nullable=False),
+    Column("base_seq", Id, nullable=False, server_default="0"),
+    Column("base_hash", String(64), nullable=False, server_default=GENESIS_HASH),
     CheckConstraint("id = 1", name="one_row"),
 )
 
@@ -283,5 +285,16 @@ checkpoints = Table(
     Column("at", Text, nullable=False),
     Column("key", String(64), nullable=False),
     Column("signature", String(128), nullable=False),
+    Column("channel_id", Text),
+    Column("message_ts", Text),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("next_attempt_at", UtcTime),
+    Column("fence", Integer, nullable=False, server_default="0"),
     Index("ix_checkpoints_seq", "seq"),
+    Index(
+        "ix_checkpoints_next_attempt_at",
+        "next_attempt_at",
+        sqlite_where=text("next_attempt_at IS NOT NULL"),
+        postgresql_where=text("next_attempt_at IS NOT NULL"),
+    ),
 )

@@ -25,7 +25,7 @@ from sqlalchemy import (
     update,
 )
 
-from bot.database.audit_log import Chain
+from bot.database.chain import Chain
 from bot.database.engine import Database
 from bot.database.schema import UtcTime, audit_head, cancel_requests, decisions, not_over_sql, notices
 from bot.domain.audit import SYSTEM, Action, Actor, AuditEvent, Json, Outcome, Reason

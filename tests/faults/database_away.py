@@ -37,6 +37,7 @@ from sqlalchemy.exc import DBAPIError
 from bot.database.audit_log import AuditLog, Filter
 from bot.database.engine import Database
 from bot.database.schema import cancel_requests
+from bot.database.verification import verify
 from bot.domain.audit import Action
 from bot.domain.cancel_request import State
 from bot.domain.errors import StoreError
@@ -760,11 +761,10 @@ class _Reading:
     def of(cls, path: Path) -> Self:
         database = Database(f"sqlite:///{path}")
         try:
-            audit = AuditLog(database)
-            events = audit.list(Filter(), limit=MAX_EVENTS, newest_first=False)
+            events = AuditLog(database).list(Filter(), limit=MAX_EVENTS, newest_first=False)
             with database.read() as connection:
                 said = connection.execute(text("PRAGMA integrity_check")).scalar_one()
-            fault = audit.verify().fault or (None if said == "ok" else f"SQLite says {said}")
+            fault = verify(database).fault or (None if said == "ok" else f"SQLite says {said}")
         finally:
             database.close()
         return cls(

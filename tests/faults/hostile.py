@@ -38,9 +38,9 @@ from journey import Journey, started
 from sqlalchemy import text
 
 from bot.app import Bot, build_neighbours, is_fit_to_print
-from bot.database.audit_log import AuditLog
 from bot.database.engine import Database
 from bot.database.migration import migrate
+from bot.database.verification import verify
 from bot.domain.answer import Accepted, CancelAnswer, Found, LookAnswer, NotSent, Refused, Unknown
 from bot.domain.order import Order
 from bot.playground.demo import APPROVERS, BEN, CARA, DANA, DESK, EMIL, playground_settings
@@ -511,7 +511,7 @@ def _forge(ground: Ground, _share: float, dice: Random, findings: _Findings) -> 
             forger.send_one()
         note = findings.note(memory, "signed" if forger.knows_forms else "signed, no form known")
         forger.let_it_work()
-        fault = AuditLog(place.database).verify().fault
+        fault = verify(place.database).fault
         findings.expect(fault is None, "the audit does not verify:", fault)
         return note
 

@@ -11,6 +11,7 @@ from sqlalchemy import select
 
 from bot.database.audit_log import AuditLog, Filter
 from bot.database.schema import cancel_requests, decisions
+from bot.database.verification import verify
 from bot.domain.audit import Action
 from bot.domain.cancel_request import ENDED_STATES, TRANSITIONS, VERDICT_STATES, DecisionKind, State
 from bot.playground.demo import DESK
@@ -69,9 +70,8 @@ class _Judgement:
             self._approvals: dict[int, list[str]] = defaultdict(list)
             for approval in connection.execute(approvals):
                 self._approvals[approval.request_id].append(approval.actor_id)
-        self._audit = AuditLog(here.database)
         self._story: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        events: list[Any] = [*self._audit.list(Filter(), limit=MAX_EVENTS, newest_first=False)]
+        events: list[Any] = [*AuditLog(here.database).list(Filter(), limit=MAX_EVENTS, newest_first=False)]
         for event in events:
             if event["request_id"] is not None:
                 self._story[event["request_id"]].append(event)
@@ -229,7 +229,7 @@ class _Judgement:
         """Cards that no row knows are copies; the chain verifies; nothing else was asked of the exchange."""
         known = {row.card_ts for row in self._rows.values()}
         self._figures.duplicates += len(set(self._cards) - known)
-        fault = self._audit.verify().fault
+        fault = verify(self._here.database).fault
         if fault is not None:
             self._figures.faulty.append(f"the audit does not verify: {fault}")
         for request in self._here.exchange.requests:

@@ -41,11 +41,11 @@ from hypothesis.stateful import (
 from simulation import Book, Crash, SimulatedExchange
 from sqlalchemy import Connection, func, select, update
 
-from bot.database.audit_log import AuditLog
 from bot.database.engine import Database
 from bot.database.migration import migrate
 from bot.database.schema import audit_events, audit_head, cancel_requests, decisions, notices
 from bot.database.store import SqlStore, SqlTransaction
+from bot.database.verification import verify
 from bot.domain.answer import (
     Accepted,
     Call,
@@ -1267,7 +1267,7 @@ def run(ground: Ground) -> Figures:
         )
     except Exception as error:  # noqa: BLE001 - whatever the product raises is a finding
         figures.faulty.append("\n".join([f"seed {ground.seed}: {error!r}", *getattr(error, "__notes__", [])]))
-    verification = AuditLog(stage.database).verify()
+    verification = verify(stage.database)
     figures.expect(verification.fault is None, f"seed {ground.seed}: {verification.fault}")
     stage.database.close()
     figures.faults, figures.requests, figures.duplicates = stage.faults, stage.requests, stage.duplicates

@@ -110,14 +110,14 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="head not serialised",
-        file="bot/database/audit_log.py",
+        file="bot/database/chain.py",
         right="select(audit_head).with_for_update()",
         wrong="select(audit_head)",
         tests="tests/test_store.py -k postgresql",
     ),
     Mutant(
         name="audit outside the transaction",
-        file="bot/database/audit_log.py",
+        file="bot/database/chain.py",
         right="        self._connection.execute(\n            insert(audit_events)",
         wrong="        self._connection.commit()\n        self._connection.execute(\n            insert(audit_events)",
         tests="tests/test_store.py",

@@ -1,0 +1,70 @@
+"""The audit's chain: append to it.
+
+Each event's hash covers the stored text of the event and the hash before it, so that an event cannot be altered,
+removed or put in between without every later hash changing. The head's row lock serialises the writers: the chain
+cannot fork. What a chain alone cannot show is a tail that was cut or rewritten with all its hashes.
+"""
+
+import json
+from dataclasses import replace
+from datetime import datetime
+
+from sqlalchemy import Connection, insert, select, update
+
+from bot.database.schema import audit_events, audit_head
+from bot.domain.audit import Action, AuditEvent, Reason, canonical, chain_hash, columns, timestamp
+
+
+class Chain:
+    """The end of the chain, locked for the length of a transaction."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        head = connection.execute(select(audit_head).with_for_update()).one()
+        self.seq: int = head.seq
+        self.hash: str = head.hash
+        self.occurred_at: datetime = head.occurred_at
+        self._appended = False
+
+    def append(self, event: AuditEvent, *, occurred_at: datetime) -> None:
+        """Write the event as the next one. `write_head` must follow in the same transaction.
+
+        Time never runs backwards along the chain: while the clock is behind the last event, that one's time is repeated
+        and the clock's own goes into the details.
+        """
+        if occurred_at < self.occurred_at:
+            event = replace(event, details={**event.details, "clock": timestamp(occurred_at)})
+            occurred_at = self.occurred_at
+        entry_columns = columns(event, seq=self.seq + 1, occurred_at=occurred_at)
+        entry = canonical(entry_columns)
+        entry_hash = chain_hash(self.hash, entry)
+        self._connection.execute(
+            insert(audit_events).values(
+                {
+                    **entry_columns,
+                    "occurred_at": occurred_at,
+                    "details": canonical(entry_columns["details"]),
+                    "entry": entry,
+                    "prev_hash": self.hash,
+                    "hash": entry_hash,
+                }
+            )
+        )
+        self.seq, self.hash, self.occurred_at, self._appended = self.seq + 1, entry_hash, occurred_at, True
+
+    def write_head(self) -> None:
+        """Make the last event appended here the end of the chain."""
+        if self._appended:
+            self._connection.execute(
+                update(audit_head).values(seq=self.seq, hash=self.hash, occurred_at=self.occurred_at)
+            )
+
+    def refusal_of_trigger(self, trigger_id: str) -> Reason | None:
+        """Why the command or the form of this delivery was refused before, if it was."""
+        refused = [Action.COMMAND_REFUSED.value, Action.APPROVAL_REFUSED.value]
+        details = self._connection.execute(
+            select(audit_events.c.details)
+            .where(audit_events.c.trigger_id == trigger_id, audit_events.c.action.in_(refused))
+            .limit(1)
+        ).scalar_one_or_none()
+        return None if details is None else Reason(json.loads(details)["reason"])
