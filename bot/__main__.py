@@ -67,6 +67,8 @@ def check() -> None:
         report("database", str(error), "")
     else:
         report("database", None, settings.database_shown)
+    if settings.checkpoint_key.get_secret_value():
+        report("checkpoints", None, f"signed by the key whose public key is {_public_key(settings)}")
     for what, fault, fine in _slack_findings(settings):
         report(what, fault, fine)
     for what, fault, fine in _who_can_approve(settings):
@@ -154,26 +156,36 @@ def _slack_findings(settings: Settings) -> Iterator[tuple[str, str | None, str]]
     from bot.app import build_notifier  # noqa: PLC0415
     from bot.domain.errors import MessengerError  # noqa: PLC0415
 
-    notifier, channel_id = build_notifier(settings), settings.approvals_channel
+    notifier = build_notifier(settings)
     try:
         identity = notifier.who_am_i()
     except MessengerError as error:
         yield "Slack", f"auth.test failed: {error}", ""
         return
     yield "Slack", None, f"workspace {identity.team_id} ({identity.team_url}), bot {identity.bot_user_id}"
-    if not channel_id:
-        return
-    fault = None
-    try:
-        if not notifier.can_see_channel(channel_id):
-            fault = f"{channel_id} is not in this workspace, or is private without the bot: type /invite there"
-    except MessengerError as error:
-        fault = f"chat.getPermalink failed: {error}"
-    fine = (
-        f"the bot sees {channel_id}; whether it is archived, or lets only some people post, Slack tells only when a "
-        "card is posted"
-    )
-    yield "approvals channel", fault, fine
+    for what, channel_id, posted in (
+        ("approvals channel", settings.approvals_channel, "card"),
+        ("checkpoint channel", settings.checkpoint_channel, "checkpoint"),
+    ):
+        if not channel_id:
+            continue
+        fault = None
+        try:
+            if not notifier.can_see_channel(channel_id):
+                fault = f"{channel_id} is not in this workspace, or is private without the bot: type /invite there"
+        except MessengerError as error:
+            fault = f"chat.getPermalink failed: {error}"
+        fine = (
+            f"the bot sees {channel_id}; whether it is archived, or lets only some people post, Slack tells only when "
+            f"a {posted} is posted"
+        )
+        yield what, fault, fine
+
+
+def _public_key(settings: Settings) -> str:
+    from bot.audit.signing import Signer  # noqa: PLC0415
+
+    return Signer(settings.checkpoint_key.get_secret_value()).public_key
 
 
 def _approvals_needed(settings: Settings) -> str:

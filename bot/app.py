@@ -16,7 +16,10 @@ from slack_bolt.adapter.socket_mode import SocketModeHandler
 from slack_bolt.adapter.wsgi import SlackRequestHandler
 from slack_sdk import WebClient
 
+from bot.audit.signing import Signer, is_signed
+from bot.checkpointing import Checkpointing
 from bot.choosing import Choosing
+from bot.database.checkpoints import SqlDailyCheckpoints
 from bot.database.engine import Database, RunLock, sqlite_path
 from bot.database.homes import SqlHomes
 from bot.database.migration import check_revision, migrate
@@ -58,6 +61,7 @@ NOTICE_LANE: Final = "notice"
 REFRESH_LANE: Final = "refresh"
 HOME_LANE: Final = "home"
 FORM_LANE: Final = "form"
+CHECKPOINT_LANE: Final = "checkpoint"
 
 REFRESH_FAILED_REST_S: Final = 1.0
 
@@ -138,6 +142,7 @@ class Bot:
             membership=(self._groups or NoGroups()).membership,
             health=self._health,
         )
+        self._checkpointing = build_checkpointing(settings, self._database, self._notifier)
         self._worker = Worker(
             crews=(
                 Crew(lanes={EXCHANGE_LANE: self._workflow.advance}, threads=EXCHANGE_THREADS),
@@ -150,6 +155,7 @@ class Bot:
                 Crew(lanes={REFRESH_LANE: self._refresh}, threads=1),
                 Crew(lanes={FORM_LANE: self._choosing.fill}, threads=FORM_THREADS),
                 Crew(lanes={HOME_LANE: self._homes.work}, threads=1),
+                *self._checkpoint_crew(),
             ),
             find_due=self._find_due,
         )
@@ -217,7 +223,14 @@ class Bot:
             checks["approvers"] = self._could_approve or "nobody_can_approve"
         if self._settings.socket_mode:
             checks["socket"] = self._socket is not None and bool(self._socket.client.is_connected())
-        return Readiness(checks=checks)
+        told = {} if self._checkpointing is None else {"checkpoints": self._checkpointing.state()}
+        return Readiness(checks=checks, told=told)
+
+    def _checkpoint_crew(self) -> tuple[Crew, ...]:
+        """A thread of its own: verifying the chain may take a while, and so may Slack."""
+        if self._checkpointing is None:
+            return ()
+        return (Crew(lanes={CHECKPOINT_LANE: self._checkpointing.work}, threads=1),)
 
     def _health(self) -> Health:
         return Health(is_worker_alive=self._worker.is_alive(), exchange=self._upbit.health())
@@ -238,12 +251,20 @@ class Bot:
         if due.refresh and time.monotonic() >= self._refresh_rests_until:
             yield Job(REFRESH_LANE, 0)
         yield from (Job(HOME_LANE, job_id) for job_id in self._due_homes(limit))
+        yield from (Job(CHECKPOINT_LANE, job_id) for job_id in self._due_checkpoints(limit))
 
     def _due_homes(self, limit: int) -> tuple[int, ...]:
         try:
             return self._homes.due(limit=limit)
         except StoreError as error:
             log.warning("the database cannot be asked which Homes are due: %s", error)
+            return ()
+
+    def _due_checkpoints(self, limit: int) -> tuple[int, ...]:
+        try:
+            return () if self._checkpointing is None else self._checkpointing.due(limit=limit)
+        except StoreError as error:
+            log.warning("the database cannot be asked which checkpoints are due: %s", error)
             return ()
 
     def _refresh(self, _job_id: int) -> float | None:
@@ -355,6 +376,18 @@ def build_groups(settings: Settings) -> GroupReader | None:
         api_url=settings.slack_api_url,
         group_ids=settings.groups,
     )
+
+
+def build_checkpointing(settings: Settings, database: Database, notifier: Notifier) -> Checkpointing | None:
+    """None where there is no key to sign with."""
+    key, channel_id = settings.checkpoint_key.get_secret_value(), settings.checkpoint_channel or None
+    if not key:
+        return None
+    signer = Signer(key)
+    store = SqlDailyCheckpoints(
+        database, sign=signer.sign, key=signer.public_key, is_good=is_signed, is_to_post=channel_id is not None
+    )
+    return Checkpointing(store=store, poster=notifier, channel_id=channel_id)
 
 
 def build_notifier(settings: Settings) -> Notifier:

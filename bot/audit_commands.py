@@ -1,21 +1,27 @@
-"""The command line of the audit: list, show, verify."""
+"""The command line of the audit: list, show, verify, checkpoint."""
 
 import json
+import re
 import sys
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import click
 from rich.table import Table
 
-from bot.terminal import fail, login, out, progress_shown, ready_database, visible
+from bot.terminal import audit_settings, fail, login, out, progress_shown, ready_database, visible, whole_file
 
 if TYPE_CHECKING:
     from bot.database.store import SqlStore
     from bot.database.verification import Verification
+    from bot.domain.checkpoint import Checkpoint
     from bot.domain.witness import Witness
 
 LONGEST_WITNESS_FILE: Final = 10_000_000
+LONGEST_CHECKPOINT_FILE: Final = 10_000_000
+PUBLIC_KEY: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 PIPED_WIDTH: Final = 240
 """A table that goes into a file or another program keeps its uuids in one piece."""
 
@@ -79,22 +85,56 @@ def audit_show(request_id: int, form: str) -> None:
     type=click.File(encoding="utf-8"),
     help="A file with what others saw: an event's number and hash a line.",
 )
+@click.option(
+    "--checkpoint",
+    type=click.File(encoding="utf-8"),
+    help="A file with signed checkpoints, one a line, as the bot posts them.",
+)
+@click.option(
+    "--public-key",
+    "public_keys",
+    multiple=True,
+    metavar="HEX",
+    help="Who must have signed them, else the owner of CHECKPOINT_KEY; once for each key, where it was replaced.",
+)
 @click.option("--record", is_flag=True, help="Write into the audit that it was verified, and what was found.")
-def audit_verify(*, witness: TextIO | None, record: bool) -> None:
+def audit_verify(
+    *, witness: TextIO | None, checkpoint: TextIO | None, public_keys: tuple[str, ...], record: bool
+) -> None:
     """Verify the chain of hashes from the first event to the last."""
     from bot.database.store import SqlStore  # noqa: PLC0415
     from bot.database.verification import verify  # noqa: PLC0415
 
+    if public_keys and checkpoint is None:
+        raise click.UsageError("--public-key says who signed a --checkpoint: give that file, too")
     witnesses = _witnesses(witness) if witness is not None else ()
+    checkpoints = _checkpoints(checkpoint, public_keys) if checkpoint is not None else ()
     with ready_database(read_only=not record) as database:
         with progress_shown("verified") as progress:
-            result = verify(database, witnesses, progress=progress)
+            result = verify(database, witnesses, checkpoints, progress=progress)
         if record:
             _record_verification(SqlStore(database), result)
     if result.fault is not None:
         fail(f"the audit does not verify: {result.fault}")
-    agreed = f"; {result.witnesses} witnesses agree" if witnesses else ""
-    out.print(f"{result.events} events verified; the chain ends at {result.head_seq} {result.head_hash}{agreed}")
+    out.print("; ".join(_found(result, is_witnessed=bool(witnesses), checkpoints=checkpoints)))
+    if (witnesses or checkpoints) and not result.witnesses + result.checkpoints:
+        fail(f"nothing was compared: all that was given is older than event {result.base_seq}, up to which was pruned")
+
+
+def _found(result: "Verification", *, is_witnessed: bool, checkpoints: "Sequence[Checkpoint]") -> Iterator[str]:
+    yield f"{result.events} events verified"
+    if result.base_seq:
+        yield f"the events up to {result.base_seq} were pruned, and only their archive proves them"
+    yield f"the chain ends at {result.head_seq} {result.head_hash}"
+    if is_witnessed:
+        yield f"{result.witnesses} witnesses agree"
+    if checkpoints:
+        newest = max(checkpoints, key=lambda each: each.seq)
+        yield f"{result.checkpoints} checkpoints agree"
+        if result.checkpoints:
+            yield f"nothing up to event {newest.seq} was altered since {newest.at}"
+    if result.too_old:
+        yield f"{result.too_old} are older than what is left, and could not be compared"
 
 
 def _record_verification(store: "SqlStore", result: "Verification") -> None:
@@ -107,8 +147,11 @@ def _record_verification(store: "SqlStore", result: "Verification") -> None:
             outcome=Outcome.OK if result.fault is None else Outcome.FAILED,
             details={
                 "events": result.events,
+                "base_seq": result.base_seq,
                 "head": f"{result.head_seq} {result.head_hash}",
                 "witnesses": result.witnesses,
+                "checkpoints": result.checkpoints,
+                "too_old": result.too_old,
                 "fault": result.fault,
             },
         )
@@ -121,6 +164,76 @@ def _witnesses(file: TextIO) -> "tuple[Witness, ...]":
         return parse_witnesses(file.read(LONGEST_WITNESS_FILE))
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--witness") from None
+
+
+def _checkpoints(file: TextIO, public_keys: tuple[str, ...]) -> "tuple[Checkpoint, ...]":
+    """The checkpoints of the file, each with a good signature of an expected key; else the command ends here."""
+    from bot.audit.signing import Signer, is_signed  # noqa: PLC0415
+    from bot.domain.checkpoint import parse_checkpoints  # noqa: PLC0415
+
+    try:
+        found = parse_checkpoints(file.read(LONGEST_CHECKPOINT_FILE))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--checkpoint") from None
+    expected = {key.lower() for key in public_keys}
+    if any(PUBLIC_KEY.fullmatch(key) is None for key in expected):
+        raise click.BadParameter("write the 64 hex digits of a public key", param_hint="--public-key")
+    if not expected:
+        own = audit_settings().checkpoint_key.get_secret_value()
+        if not own:
+            raise click.UsageError(
+                f"the file names the key {found[0].key}, and anybody can name one: if it is the key that you noted, "
+                "say so with --public-key"
+            )
+        expected = {Signer(own).public_key}
+    for number, signed in enumerate(found, start=1):
+        if signed.key not in expected:
+            fail(f"checkpoint {number} of the file is signed by another key: {signed.key}")
+        if not is_signed(signed):
+            fail(f"checkpoint {number} of the file was altered: its signature is not good")
+    return tuple(signed.checkpoint for signed in found)
+
+
+@audit.command("checkpoint")
+@click.option(
+    "--out", "path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Not to the terminal."
+)
+@click.option("--force", is_flag=True, help="Replace FILE.")
+def audit_checkpoint(*, path: Path | None, force: bool) -> None:
+    """Sign the end of the chain, once it is verified, with CHECKPOINT_KEY."""
+    from bot.audit.signing import Signer  # noqa: PLC0415
+    from bot.database.checkpoints import Checkpoints  # noqa: PLC0415
+    from bot.domain.audit import Actor  # noqa: PLC0415
+    from bot.domain.errors import AuditBroken  # noqa: PLC0415
+
+    settings = audit_settings()
+    private_key = settings.checkpoint_key.get_secret_value()
+    if not private_key:
+        raise click.UsageError(
+            "CHECKPOINT_KEY is empty: set it to 64 hex digits, such as `openssl rand -hex 32` prints"
+        )
+    if path is not None and path.exists() and not force:
+        raise click.UsageError(f"{path} is there already: name another file, or add --force")
+    if path is not None and not path.absolute().parent.is_dir():
+        raise click.UsageError(f"there is no folder {path.absolute().parent}")
+    signer, actor = Signer(private_key), Actor(id=f"cli:{login()}")
+    try:
+        with ready_database(read_only=False) as database, progress_shown("verified") as progress:
+            signed = Checkpoints(database).make(
+                signer.sign, actor=actor, is_to_post=bool(settings.checkpoint_channel), progress=progress
+            )
+    except AuditBroken as error:
+        fail(f"nothing was signed, as the audit does not verify: {error}")
+    click.echo(f"signed by the key whose public key is {signer.public_key}", err=True)
+    if path is None:
+        click.echo(str(signed))
+        return
+    try:
+        with whole_file(path) as file:
+            file.write(f"{signed}\n")
+    except OSError as error:
+        click.echo(str(signed))
+        fail(f"{path} could not be written ({error.strerror}): the line above is the checkpoint")
 
 
 def _print_events(events: list[dict[str, Any]], form: str) -> None:

@@ -30,9 +30,6 @@ from bot.domain.tiers import MAX_APPROVALS, Tier, parse_tiers
 LATER_SETTINGS = (
     "ADMINS",
     "AUDITORS",
-    "CHECKPOINT_CHANNEL",
-    "CHECKPOINT_KEY",
-    "CHECKPOINT_KEY_FILE",
     "OPS_PORT",
 )
 
@@ -105,14 +102,23 @@ def _channel_ids(text: str) -> frozenset[str]:
     return frozenset(ids)
 
 
-def _channel_id(text: str) -> str:
-    if "," in text:
-        raise ValueError("names more than one channel: all cards go to one")
-    if not _CHANNEL(text):
-        raise ValueError(_NO_CHANNEL)
-    if text.startswith("D"):
-        raise ValueError("names a direct message, where nobody else sees the cards: write a channel's id")
+def _checkpoint_key(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+        raise ValueError("must be 64 hex digits: make one with `openssl rand -hex 32`")
     return text
+
+
+def _channel_id(of: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if "," in text:
+            raise ValueError(f"names more than one channel: all {of} go to one")
+        if not _CHANNEL(text):
+            raise ValueError(_NO_CHANNEL)
+        if text.startswith("D"):
+            raise ValueError(f"names a direct message, where nobody else sees the {of}: write a channel's id")
+        return text
+
+    return parse
 
 
 _CHANNEL = re.compile(r"[CGD][A-Z0-9]{2,}").fullmatch
@@ -261,7 +267,20 @@ class DatabaseSettings(BaseModel):
         return url.set(query={}).render_as_string(hide_password=True)
 
 
-class Settings(DatabaseSettings):
+class AuditSettings(DatabaseSettings):
+    """What the commands need beside that which sign the audit, or verify who signed it."""
+
+    checkpoint_key: Annotated[SecretStr, BeforeValidator(_checkpoint_key)] = Field(
+        default=SecretStr(""),
+        description="The private key that signs a checkpoint of the audit every day: 64 hex digits, such as"
+        " `openssl rand -hex 32` prints; empty means none are made",
+    )
+    checkpoint_channel: Annotated[str, BeforeValidator(_channel_id("checkpoints"))] = Field(
+        default="", description="The channel that the checkpoints are posted to: its Slack id; needs `CHECKPOINT_KEY`"
+    )
+
+
+class Settings(AuditSettings):
     """All that `bot run` needs."""
 
     slack_bot_token: Annotated[SecretStr, BeforeValidator(BotToken), Needed("copy the Slack app's xoxb- token")] = (
@@ -324,7 +343,7 @@ class Settings(DatabaseSettings):
         default=frozenset(),
         description="Where `/cancel` may be typed: Slack channel ids, separated by commas; empty means anywhere",
     )
-    approvals_channel: Annotated[str, BeforeValidator(_channel_id)] = Field(
+    approvals_channel: Annotated[str, BeforeValidator(_channel_id("cards"))] = Field(
         default="", description="The channel that all cards go to: its Slack id; empty means where `/cancel` was typed"
     )
     max_open_requests_per_person: Annotated[int, BeforeValidator(_whole_number(1, 1000))] = Field(
@@ -372,8 +391,9 @@ class SettingRow(NamedTuple):
 
 def settings_table() -> tuple[SettingRow, ...]:
     """Every setting that this version knows, in the order in which people fill them in."""
-    of_the_database = _fields(DatabaseSettings)
-    fields = {name: field for name, field in _fields(Settings).items() if name not in of_the_database}
+    of_the_database, of_the_audit = _fields(DatabaseSettings), _fields(AuditSettings)
+    fields = {name: field for name, field in _fields(Settings).items() if name not in of_the_audit}
+    fields |= {name: field for name, field in of_the_audit.items() if name not in of_the_database}
     return tuple(
         SettingRow(
             variable=name.upper(),
@@ -405,9 +425,9 @@ def load_settings(environ: Mapping[str, str], env_file: Path | None, *, for_run:
     if for_run:
         given.refuse_what_is_missing()
     settings = given.parse(Settings)
-    faults: tuple[str, ...] = ()
+    faults = _checkpoint_faults(settings)
     if len(settings.groups) > _MOST_GROUPS:
-        faults = (f"APPROVERS and REQUESTERS name more than {_MOST_GROUPS} user groups together: name fewer",)
+        faults += (f"APPROVERS and REQUESTERS name more than {_MOST_GROUPS} user groups together: name fewer",)
     # How many a group stands for only Slack can tell: `bot check` asks, and each request is asked about.
     if for_run and not settings.groups:
         faults += too_few_approvers(settings, approvers=settings.approvers, requesters=settings.requesters)
@@ -431,6 +451,21 @@ def too_few_approvers(settings: Settings, *, approvers: frozenset[str], requeste
         for where, approvals in needed
         if approvals > count
     )
+
+
+def _checkpoint_faults(settings: AuditSettings) -> tuple[str, ...]:
+    if settings.checkpoint_channel and not settings.checkpoint_key.get_secret_value():
+        return ("CHECKPOINT_CHANNEL is set and CHECKPOINT_KEY is empty: there is nothing to post, so set the key too",)
+    return ()
+
+
+def load_audit_settings(environ: Mapping[str, str], env_file: Path | None) -> AuditSettings:
+    """What opens the database and signs: nothing else has to be set, or right."""
+    settings = _Given(environ, env_file).parse(AuditSettings)
+    faults = _checkpoint_faults(settings)
+    if faults:
+        raise SettingsError(faults)
+    return settings
 
 
 def load_database_settings(environ: Mapping[str, str], env_file: Path | None) -> DatabaseSettings:

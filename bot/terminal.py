@@ -8,12 +8,20 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TextIO, TypeVar
 
 import click
 from rich.console import Console
 
-from bot.settings import DatabaseSettings, Settings, SettingsError, load_database_settings, load_settings
+from bot.settings import (
+    AuditSettings,
+    DatabaseSettings,
+    Settings,
+    SettingsError,
+    load_audit_settings,
+    load_database_settings,
+    load_settings,
+)
 
 ENV_FILE: Final = Path(".env")
 FOUND_SOMETHING_WRONG: Final = 1
@@ -35,6 +43,10 @@ def bot_settings() -> Settings:
 
 def database_settings() -> DatabaseSettings:
     return _load(load_database_settings)
+
+
+def audit_settings() -> AuditSettings:
+    return _load(load_audit_settings)
 
 
 def _load(load: Callable[[Mapping[str, str], Path | None], Loaded]) -> Loaded:
@@ -80,6 +92,20 @@ def require_database(url: str) -> None:
     path = sqlite_path(url)
     if path is not None and not path.is_file():
         raise click.ClickException(f"there is no database at {path}: `bot migrate` creates it")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """A file that appears under its name once all is written, and only its owner may read."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def login() -> str:

@@ -14,6 +14,7 @@ from bot.settings import (
     LATER_SETTINGS,
     Settings,
     SettingsError,
+    load_audit_settings,
     load_database_settings,
     load_settings,
     settings_table,
@@ -251,6 +252,8 @@ def test_variables_of_other_programs_are_left_alone(tmp_path: Path) -> None:
         ("SLACK_SIGNING_SECRET", "gebroken canary"),
         ("UPBIT_OPEN_API_ACCESS_KEY", "canary\u200b"),
         ("UPBIT_OPEN_API_SECRET_KEY", "canary\n\ncanary"),
+        ("CHECKPOINT_KEY", "canary"),
+        ("CHECKPOINT_KEY", "-----BEGIN PRIVATE KEY-----\ncanary"),
     ],
 )
 def test_a_secret_of_the_wrong_shape_is_refused_without_being_shown(variable: str, wrong: str) -> None:
@@ -313,6 +316,32 @@ def test_the_bot_token_never_travels_in_clear_text(url: str) -> None:
     assert fault.startswith("SLACK_API_URL must be")
 
 
+# Checkpoints
+
+
+KEY = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60"
+
+
+@pytest.mark.parametrize("key", [KEY[:-1], KEY + "0", "z" + KEY[1:], f"0x{KEY[2:]}", "\uff11" * 64])
+def test_a_key_that_is_none_refuses_the_start_and_is_not_shown(key: str) -> None:
+    """A key with a slip is a secret as well: with one digit more it is nearly the right one."""
+    for load_them in (load_settings, load_audit_settings):
+        with pytest.raises(SettingsError) as caught:
+            load_them(ENOUGH | {"CHECKPOINT_KEY": key}, None)
+        assert caught.value.faults == ("CHECKPOINT_KEY must be 64 hex digits: make one with `openssl rand -hex 32`",)
+
+
+def test_a_channel_for_checkpoints_needs_a_key_to_sign_them() -> None:
+    """Whoever names the channel relies on something being posted there."""
+    for load_them in (load_settings, load_audit_settings):
+        with pytest.raises(SettingsError, match="CHECKPOINT_KEY is empty"):
+            load_them(ENOUGH | {"CHECKPOINT_CHANNEL": "C0AUDIT"}, None)
+        settings = load_them(ENOUGH | {"CHECKPOINT_CHANNEL": "C0AUDIT", "CHECKPOINT_KEY": KEY}, None)
+        assert settings.checkpoint_channel == "C0AUDIT"
+        assert settings.checkpoint_key.get_secret_value() == KEY
+        assert KEY not in f"{settings!r} {settings}"
+
+
 # Channels
 
 
@@ -334,6 +363,9 @@ def test_channels_are_ids_each_once() -> None:
         ("APPROVALS_CHANNEL", "#cards", "is not a Slack channel id"),
         ("APPROVALS_CHANNEL", "C0CARDS,C0DESK", "names more than one channel"),
         ("APPROVALS_CHANNEL", "D0DANA", "names a direct message"),
+        ("CHECKPOINT_CHANNEL", "#audit", "is not a Slack channel id"),
+        ("CHECKPOINT_CHANNEL", "C0CARDS,C0DESK", "all checkpoints go to one"),
+        ("CHECKPOINT_CHANNEL", "D0DANA", "nobody else sees the checkpoints"),
     ],
 )
 def test_a_channel_that_is_no_id_refuses_the_start(variable: str, text: str, cause: str) -> None:
@@ -580,7 +612,8 @@ SECRETS = [row.variable for row in settings_table() if row.secret]
 @pytest.mark.parametrize("variable", SECRETS)
 def test_every_secret_may_come_from_a_file(variable: str, tmp_path: Path) -> None:
     """An environment is visible to the whole process tree and to `docker inspect`; a mounted file is not."""
-    text = {"DATABASE_URL": "sqlite:///elsewhere.db"}.get(variable, ENOUGH.get(variable, "signing"))
+    texts = {"DATABASE_URL": "sqlite:///elsewhere.db", "CHECKPOINT_KEY": "1a" * 32}
+    text = texts.get(variable, ENOUGH.get(variable, "signing"))
     environ = {name: value for name, value in ENOUGH.items() if name != variable}
     environ[f"{variable}_FILE"] = str(private_file(tmp_path / "secret", f"{text}\n"))
 

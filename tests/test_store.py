@@ -1,6 +1,9 @@
 """The store: a state and its audit event are one, leases keep workers apart, and nothing forks when many write."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
@@ -8,7 +11,9 @@ from datetime import timedelta
 from decimal import Decimal
 from functools import partial
 from itertools import chain, pairwise
+from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
 import pytest
 from builders import (
@@ -869,20 +874,36 @@ def test_the_database_itself_refuses_a_second_approval_of_one_person(store: SqlS
 
 
 TRANSACTIONS = 12
+WRITER = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from test_store import TRANSACTIONS, SqlStore, Database, _walk_through
+database = Database(sys.argv[1])
+store = SqlStore(database)
+print("ready", flush=True)
+sys.stdin.readline()
+with ThreadPoolExecutor(8) as crowd:
+    list(crowd.map(lambda _: [_walk_through(store, count) for count in range(TRANSACTIONS)], range(8)))
+"""
 
 
 def test_the_chain_never_forks_when_many_write(database: Database) -> None:
-    """Hash chains fork under concurrent writers elsewhere, and cry tampering for ever."""
+    """Eight threads, on PostgreSQL sixteen in two processes: elsewhere chains fork, and cry tampering for ever."""
     store = SqlStore(database)
-    threads = 8 if database.is_sqlite else 16
 
     def write(_: int) -> list[int]:
         return [_walk_through(store, count) for count in range(TRANSACTIONS)]
 
-    with ThreadPoolExecutor(threads) as crowd:
-        made = [request_id for ids in crowd.map(write, range(threads)) for request_id in ids]
-    wanted = threads * TRANSACTIONS
-    assert len(set(made)) == wanted
+    others = [] if database.is_sqlite else [_writing_process(database)]
+    for other in others:
+        assert present(other.stdout).readline() == "ready\n"
+    for other in others:
+        print(file=present(other.stdin), flush=True)
+    with ThreadPoolExecutor(8) as crowd:
+        made = [request_id for ids in crowd.map(write, range(8)) for request_id in ids]
+    assert [other.wait(timeout=60) for other in others] == [0] * len(others)
+    assert len(set(made)) == 8 * TRANSACTIONS
+    wanted = 8 * TRANSACTIONS * (1 + len(others))
     verification = verify(database)
     assert (verification.fault, verification.events) == (None, 2 * wanted)
     events = AuditLog(database).list(Filter(), limit=10 * wanted, newest_first=False)
@@ -891,7 +912,21 @@ def test_the_chain_never_forks_when_many_write(database: Database) -> None:
     assert rows(database, "SELECT state, count(*) FROM cancel_requests GROUP BY state") == [("refused", wanted)]
 
 
+def _writing_process(database: Database) -> "subprocess.Popen[str]":
+    """A process of its own with 8 threads, which begins when it is told."""
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, database.url.render_as_string(hide_password=False)],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
 def _walk_through(store: SqlStore, count: int) -> int:
     """One request in two transactions, each with its event."""
-    made: CancelRequest = create(store, reason=json.dumps(count))
+    # Not the numbers of the builders, which another process counts as well.
+    ids = {"trigger_id": str(uuid4()), "order_uuid": str(uuid4())}
+    made: CancelRequest = create(store, reason=json.dumps(count), **ids)
     return walk(store, made.id, Action.REQUEST_REFUSED).id

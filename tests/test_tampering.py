@@ -1,4 +1,4 @@
-"""What is done to the audit by somebody who owns the database, is found by one witness outside of it."""
+"""What is done to the audit by somebody who owns the database, is found by what one person outside of it knows."""
 
 import json
 import random
@@ -10,11 +10,13 @@ import pytest
 from builders import APPROVER, REQUESTER, SECOND, START, execute
 from sqlalchemy import insert, text
 
+from bot.audit.signing import Signer, is_signed
 from bot.database.chain import Chain
 from bot.database.engine import Database
 from bot.database.schema import audit_events, audit_head
 from bot.database.verification import verify
 from bot.domain.audit import GENESIS_HASH, Action, AuditEvent, canonical, chain_hash
+from bot.domain.checkpoint import Checkpoint, parse_checkpoints
 from bot.domain.witness import DIGITS, Witness, parse_witnesses
 
 EVENTS = 24
@@ -124,16 +126,20 @@ Kind = Callable[[list[Row], random.Random], list[Row]]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_one_witness_finds_what_the_chain_cannot(owned: Database, kind: Kind) -> None:
+def test_one_witness_or_one_checkpoint_finds_what_the_chain_cannot(owned: Database, kind: Kind) -> None:
     """All hashes and the head are computed anew: the chain is sound, and only what is known outside contradicts it."""
-    genuine, dice = read(owned), random.Random(kind.__name__)
+    genuine, dice, signer = read(owned), random.Random(kind.__name__), Signer("11" * 32)
     last = Witness(seq=EVENTS, hash=genuine[-1]["hash"][:DIGITS])
-    found_by_chain = found_by_witness = 0
+    line = str(signer.sign(Checkpoint(seq=EVENTS, hash=genuine[-1]["hash"], at="2026-11-23T10:00:00.000000Z")))
+    (kept,) = parse_checkpoints(line)
+    assert is_signed(kept)
+    found_by_chain = found_by_witness = found_by_checkpoint = 0
     for _ in range(TRIES):
         write(owned, chained(kind(genuine, dice)), with_head=True)
         found_by_chain += verify(owned).fault is not None
         found_by_witness += verify(owned, [last]).fault is not None
-    assert (found_by_chain, found_by_witness) == (0, TRIES)
+        found_by_checkpoint += verify(owned, checkpoints=[kept.checkpoint]).fault is not None
+    assert (found_by_chain, found_by_witness, found_by_checkpoint) == (0, TRIES, TRIES)
 
 
 @pytest.mark.parametrize("kind", [alter_a_byte, remove_one, swap_two, cut_the_tail, insert_one])

@@ -59,6 +59,17 @@ class Chain:
                 update(audit_head).values(seq=self.seq, hash=self.hash, occurred_at=self.occurred_at)
             )
 
+    def begin_behind(self, seq: int) -> None:
+        """Make this event the base: whoever verifies starts behind it. It and those before it may be removed then.
+
+        Only the owner's account may do this. Raises ValueError where there is no such event.
+        """
+        of_seq = audit_events.c.seq == seq
+        base_hash = self._connection.execute(select(audit_events.c.hash).where(of_seq)).scalar_one_or_none()
+        if base_hash is None:
+            raise ValueError(f"there is no event {seq}")
+        self._connection.execute(update(audit_head).values(base_seq=seq, base_hash=base_hash))
+
     def refusal_of_trigger(self, trigger_id: str) -> Reason | None:
         """Why the command or the form of this delivery was refused before, if it was."""
         refused = [Action.COMMAND_REFUSED.value, Action.APPROVAL_REFUSED.value]

@@ -285,6 +285,7 @@ checkpoints = Table(
     Column("at", Text, nullable=False),
     Column("key", String(64), nullable=False),
     Column("signature", String(128), nullable=False),
+    Column("made_at", UtcTime, nullable=False),
     Column("channel_id", Text),
     Column("message_ts", Text),
     Column("attempts", Integer, nullable=False, server_default="0"),

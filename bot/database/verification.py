@@ -91,7 +91,19 @@ def verify(
     what came after it is walked.
     """
     with database.read() as connection:
-        return _Walk(connection, _by_seq(witnesses, checkpoints), start=start).result(progress)
+        return verify_in(connection, witnesses, checkpoints, start=start, progress=progress)
+
+
+def verify_in(
+    connection: Connection,
+    witnesses: Sequence[Witness] = (),
+    checkpoints: Sequence[Checkpoint] = (),
+    *,
+    start: Checkpoint | None = None,
+    progress: Progress = _ignore,
+) -> Verification:
+    """The same in a transaction that is open, as it sees the chain."""
+    return _Walk(connection, _by_seq(witnesses, checkpoints), start=start).result(progress)
 
 
 class Agreement(StrEnum):
@@ -106,14 +118,18 @@ class Agreement(StrEnum):
 def compare(database: Database, checkpoint: Checkpoint) -> Agreement:
     """Compare the checkpoint with the hash that its event has now; that the hashes are sound, `verify` shows."""
     with database.read() as connection:
-        head = connection.execute(select(audit_head)).one()
-        if checkpoint.seq < head.base_seq:
-            return Agreement.PRUNED
-        if checkpoint.seq == head.base_seq:
-            found = head.base_hash
-        else:
-            of_seq = audit_events.c.seq == checkpoint.seq
-            found = connection.execute(select(audit_events.c.hash).where(of_seq)).scalar_one_or_none()
+        return _agreement(connection, checkpoint)
+
+
+def _agreement(connection: Connection, checkpoint: Checkpoint) -> Agreement:
+    base = connection.execute(select(audit_head.c.base_seq, audit_head.c.base_hash)).one()
+    if checkpoint.seq < base.base_seq:
+        return Agreement.PRUNED
+    if checkpoint.seq == base.base_seq:
+        found = base.base_hash
+    else:
+        of_seq = audit_events.c.seq == checkpoint.seq
+        found = connection.execute(select(audit_events.c.hash).where(of_seq)).scalar_one_or_none()
     if found is None:
         return Agreement.CUT_OFF
     return Agreement.AGREES if found == checkpoint.hash else Agreement.REWRITTEN
@@ -144,10 +160,9 @@ class _Walk:
         self._head = connection.execute(select(audit_head)).one_or_none()
         self._base_seq: int = self._head.base_seq if self._head else 0
         self._seq, self._hash = self._base_seq, self._head.base_hash if self._head else GENESIS_HASH
-        self._start_seq: int | None = None
+        self._start: Checkpoint | None = None
         if start is not None and start.seq > self._base_seq:
-            self._start_seq = self._seq = start.seq
-            self._hash = start.hash
+            self._start, self._seq, self._hash = start, start.seq, start.hash
         self._began_seq = self._seq
         self._hash_before: str | None = None  # of the event before the last good one
         self._agreed = {"witness": 0, "checkpoint": 0}
@@ -171,9 +186,10 @@ class _Walk:
 
     def _first_fault(self, progress: Progress) -> Fault | None:
         query = select(*_AS_STORED).order_by(audit_events.c.seq)
-        if self._start_seq is not None:
-            query = query.where(audit_events.c.seq > self._start_seq)
         fault = self._contradiction()
+        if self._start is not None:
+            query = query.where(audit_events.c.seq > self._start.seq)
+            fault = fault or self._fault_of_start(self._start)
         if fault is not None:
             return fault
         with _streamed(self._connection, query) as events:
@@ -189,12 +205,20 @@ class _Walk:
                     progress(self._seq - self._began_seq)
         return self._fault_of_end()
 
+    def _fault_of_start(self, start: Checkpoint) -> Fault | None:
+        match _agreement(self._connection, start):
+            case Agreement.CUT_OFF:
+                return self._cut_off(start.seq, "checkpoint")
+            case Agreement.REWRITTEN:
+                return self._rewritten("checkpoint")
+            case _:
+                return None
+
     def _contradiction(self) -> Fault | None:
         """Whether somebody has seen another event where the walk stands."""
         for seen in self._seen.pop(self._seq, ()):
             if not self._hash.startswith(seen.hash):
-                sentence = f"event {self._seq} is not the one that its {seen.by} saw: the chain was rewritten"
-                return Fault(self._seq, Wrong.REWRITTEN, sentence)
+                return self._rewritten(seen.by)
             self._agreed[seen.by] += 1
         return None
 
@@ -263,9 +287,17 @@ class _Walk:
         if self._seen:
             seq = min(self._seen)
             by = min(seen.by for seen in self._seen[seq])
-            sentence = f"the chain ends at event {end}, but event {seq} has a {by}: the end was cut off"
-            return Fault(end + 1, Wrong.CUT_OFF, sentence)
+            return self._cut_off(seq, by)
         return None
+
+    def _rewritten(self, by: str) -> Fault:
+        sentence = f"event {self._seq} is not the one that its {by} saw: the chain was rewritten"
+        return Fault(self._seq, Wrong.REWRITTEN, sentence)
+
+    def _cut_off(self, seq: int, by: str) -> Fault:
+        end = self._head.seq if self._head else 0
+        sentence = f"the chain ends at event {end}, but event {seq} has a {by}: the end was cut off"
+        return Fault(end + 1, Wrong.CUT_OFF, sentence)
 
     def _missing(self, how: str) -> Fault:
         seq = self._seq + 1

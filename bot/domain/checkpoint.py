@@ -15,6 +15,7 @@ from typing import Final
 from bot.domain.audit import Json, canonical
 
 LONGEST_LINE: Final = 1000
+MAX_CHECKPOINTS: Final = 10_000
 
 _HASH: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _SIGNATURE: Final = re.compile(r"[0-9a-f]{128}", re.ASCII)
@@ -71,3 +72,24 @@ def parse_checkpoint(line: str) -> SignedCheckpoint:
         if not isinstance(value, str) or form.fullmatch(value) is None:
             raise ValueError(f"the checkpoint's {name} is not written as one")
     return SignedCheckpoint(checkpoint=Checkpoint(seq=seq, hash=head, at=at), key=key, signature=signature)
+
+
+def parse_checkpoints(text: str) -> tuple[SignedCheckpoint, ...]:
+    """A checkpoint a line, as a file or a message has it; empty lines and the marks of a code block do not count.
+
+    Raises ValueError with what is wrong.
+    """
+    found: list[SignedCheckpoint] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        written = line.strip().strip("`").strip()
+        if not written:
+            continue
+        if len(found) == MAX_CHECKPOINTS:
+            raise ValueError(f"more than {MAX_CHECKPOINTS} checkpoints")
+        try:
+            found.append(parse_checkpoint(written))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+    if not found:
+        raise ValueError("there is no checkpoint in it")
+    return tuple(found)

@@ -7,6 +7,7 @@
     │   ├── CommitInDoubt     it failed in COMMIT: read again before saying anything
     │   ├── Overtaken         the guard of a change moved no row: the lease is lost or somebody was faster
     │   └── WrongRevision     the database is older or newer than this program
+    ├── AuditBroken           the audit's chain does not verify: nothing is signed
     └── MessengerError
         ├── CannotPost        Slack says no, and will say no again (`error` is Slack's word)
         └── TryLater          Slack is away, slow or limits us (`retry_after_s`; `nothing_done` if that is certain)
@@ -40,6 +41,10 @@ class Overtaken(StoreError):
 
 
 class WrongRevision(StoreError):
+    pass
+
+
+class AuditBroken(BotError):
     pass
 
 

@@ -27,6 +27,7 @@ from bot.domain.cancel_request import (
     State,
     Verdict,
 )
+from bot.domain.checkpoint import SignedCheckpoint
 from bot.domain.order import Order, OrderState
 from bot.domain.quote import Distance, Side, distance
 from bot.domain.tiers import remaining_value
@@ -38,6 +39,7 @@ ACTION_DENY: Final = "deny"
 ACTION_DENY_WITH_REASON: Final = "deny_with_reason"
 ACTION_WITHDRAW: Final = "withdraw"
 EVENT_TYPE: Final = "cancel_request"
+CHECKPOINT_EVENT_TYPE: Final = "audit_checkpoint"
 
 # Slack's limits: https://docs.slack.dev/reference/block-kit/blocks and …/composition-objects
 HEADER_CHARS: Final = 150
@@ -1079,6 +1081,32 @@ def _seen_later(request: CancelRequest) -> bool:
     if request.looked_at is None or request.opened_at is None:
         return request.order_now != request.order
     return request.looked_at > request.opened_at
+
+
+# --- Checkpoints of the audit ----------------------------------------------------------------------------------------
+
+
+def checkpoint(signed: SignedCheckpoint) -> Message:
+    """A line to keep, as it is signed: copied into a file, it can be compared with the audit a year later."""
+    made = signed.checkpoint
+    last = f"its last event is #{made.seq}" if made.seq else "it has no event yet"
+    text = f"*Checkpoint of the audit* {when(datetime.fromisoformat(made.at))}: {last}."
+    how = "Do not delete this message. To compare the audit with it: copy the line into a file, then "
+    how += "`bot audit verify --checkpoint FILE --public-key HEX`, with the public key that you noted yourself."
+    return Message(
+        text=text,
+        blocks=[_section(text), _section(f"```{signed}```"), _context(how)],
+        metadata={"event_type": CHECKPOINT_EVENT_TYPE, "event_payload": {"seq": made.seq, "hash": made.hash}},
+    )
+
+
+def broken_audit(fault: str) -> Message:
+    """The bot signs no audit that does not verify; who keeps the checkpoints must hear why none comes."""
+    text = (
+        f"*The audit does not verify*, so no checkpoint was made: {escape(fault)}. Whoever runs this bot should run "
+        "`bot audit verify`, keep a copy of the database as it is, and find out who has changed it."
+    )
+    return Message(text=text, blocks=[_section(text)])
 
 
 # --- The story of each state: what is known, and no more --------------------------------------------------------------

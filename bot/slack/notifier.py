@@ -3,7 +3,7 @@
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -16,6 +16,7 @@ from slack_sdk.webhook import WebhookClient
 
 from bot.choosing import Choice, Form
 from bot.domain.cancel_request import CancelRequest
+from bot.domain.checkpoint import SignedCheckpoint
 from bot.domain.errors import CannotPost, MessengerError, TryLater
 from bot.home import HomeView
 from bot.slack import messages, views
@@ -94,7 +95,7 @@ class Identity:
 
 
 class Notifier:
-    """The Messenger of `bot.workflow` and the HomePublisher of `bot.home`."""
+    """The Messenger of `bot.workflow`, the HomePublisher of `bot.home`, the CheckpointPoster of `bot.checkpointing`."""
 
     def __init__(self, *, token: str, api_url: str, notify: Sequence[str], timeout_s: int = TIMEOUT_S) -> None:
         # No retry handlers: slack_sdk's would post twice when an answer is lost. The row's due time retries.
@@ -157,6 +158,22 @@ class Notifier:
             thread_ts=request.card_ts,
             **_content(reminder),
         )
+
+    def post_checkpoint(self, signed: SignedCheckpoint, *, channel_id: str) -> tuple[str, str]:
+        """Raises CannotPost, TryLater."""
+        answer = self._call_in_turn(
+            signed.signature,
+            self._client.chat_postMessage,
+            channel=channel_id,
+            client_msg_id=str(uuid.uuid5(CARD_NAMESPACE, signed.signature)),
+            **_content(messages.checkpoint(signed)),
+        )
+        return answer["channel"], answer["ts"]
+
+    def post_broken_audit(self, fault: str, *, channel_id: str) -> None:
+        """Raises CannotPost, TryLater."""
+        told = messages.broken_audit(fault)
+        self._call_in_turn(fault, self._client.chat_postMessage, channel=channel_id, **_content(told))
 
     def tell(self, notice: Notice) -> None:
         """By the response_url, else as an ephemeral message, else as a direct message. Raises CannotPost, TryLater."""
@@ -226,11 +243,11 @@ class Notifier:
             raise
 
     def _call_in_turn(
-        self, request_id: int, method: Callable[..., SlackResponse], *, channel: str, **arguments: Any
+        self, who: Hashable, method: Callable[..., SlackResponse], *, channel: str, **arguments: Any
     ) -> SlackResponse:
         """A call to a channel that others call, too. Raises CannotPost, TryLater."""
         place = (method.__name__, channel)
-        wait_s = self._pace.wait_s(place, request_id)
+        wait_s = self._pace.wait_s(place, who)
         if wait_s > 0:
             raise TryLater("not_our_turn", retry_after_s=wait_s, nothing_done=True)
         try:

@@ -17,7 +17,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from io import BytesIO
 from typing import Any, Final
@@ -40,6 +40,8 @@ class Readiness:
     """Each check by name: True, or False or a short word for what is missing. No secrets: anybody can read it."""
 
     checks: Mapping[str, bool | str]
+    told: Mapping[str, bool | str] = field(default_factory=dict)
+    """Shown beside the checks: what requests do not need."""
 
     @property
     def is_ready(self) -> bool:
@@ -116,7 +118,9 @@ class Door:
             logger.error("the readiness checks failed: %s", _where(error))  # noqa: TRY400 - one line that quotes nothing
             readiness = Readiness(checks={"checks": "failed"})
         status = HTTPStatus.OK if readiness.is_ready else HTTPStatus.SERVICE_UNAVAILABLE
-        return _respond(environ, start_response, status, json.dumps(dict(readiness.checks)), content_type=JSON)
+        return _respond(
+            environ, start_response, status, json.dumps({**readiness.checks, **readiness.told}), content_type=JSON
+        )
 
     def _checked(self, environ: WSGIEnvironment) -> WSGIEnvironment:
         """The request as Bolt gets it, once Slack has signed it just now and it can be read. The body comes last.

@@ -24,6 +24,7 @@ def upgrade() -> None:
         sa.Column("at", sa.Text, nullable=False),
         sa.Column("key", sa.String(64), nullable=False),
         sa.Column("signature", sa.String(128), nullable=False),
+        sa.Column("made_at", TIME, nullable=False),
         sa.Column("channel_id", sa.Text),
         sa.Column("message_ts", sa.Text),
         sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
