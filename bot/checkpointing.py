@@ -24,7 +24,7 @@ Sign = Callable[[Checkpoint], SignedCheckpoint]
 MAKE: Final = 0
 """The job that makes a checkpoint; any other is the number of one to post."""
 
-LOOK_EVERY_S: Final = 10.0
+LOOK_EVERY_S: Final = 2.0
 """Between two looks for what is due: a day need not end on the second."""
 BROKEN_REST_S: Final = 3600.0
 """A chain that does not verify is verified again after so long; the first time it may be walked from its beginning."""

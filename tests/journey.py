@@ -61,9 +61,17 @@ class Journey:
     """The bot and its neighbours, with verbs for what people do and see."""
 
     def __init__(
-        self, *, slack: SlackWorkspace, exchange: Exchange, bot: BotProcess, database_url: str, key: Key
+        self,
+        *,
+        slack: SlackWorkspace,
+        exchange: Exchange,
+        bot: BotProcess,
+        database_url: str,
+        key: Key,
+        checkpoint_key: str = "",
     ) -> None:
         self.key = key
+        self.checkpoint_key = checkpoint_key
         self.slack = slack
         self.exchange = exchange
         self.bot = bot
@@ -124,7 +132,7 @@ class Journey:
             return [
                 each
                 for each in slack.messages(channel)
-                if each.versions and each.metadata and each.metadata["event_payload"]["request_id"] == request_id
+                if each.versions and each.metadata and each.metadata["event_payload"].get("request_id") == request_id
             ]
 
         return self.slack.wait_for(found, timeout_s=WITHIN_S)[0]
@@ -233,7 +241,15 @@ class Journey:
         tokens = {
             request.headers.get("authorization", "").removeprefix("Bearer ") for request in self.exchange.requests
         }
-        secrets = {key.secret_key, ours.bot_token, ours.signing_secret, *tokens, "Bearer", "eyJ"} - {""}
+        secrets = {
+            key.secret_key,
+            ours.bot_token,
+            ours.signing_secret,
+            self.checkpoint_key,
+            *tokens,
+            "Bearer",
+            "eyJ",
+        } - {""}
         shelves = self.shelves()
         found = [(name, secret) for name, held in shelves.items() for secret in secrets if secret.encode() in held]
         return found + [(name, "/response/") for name in ("log", "audit", "messages") if b"/response/" in shelves[name]]
@@ -291,7 +307,14 @@ def started(
                 slack.events_url = bot.events_url
             if not is_slack_away:
                 bot.wait_until_ready()
-            journey = Journey(slack=slack, exchange=exchange, bot=bot, database_url=database_url, key=key)
+            journey = Journey(
+                slack=slack,
+                exchange=exchange,
+                bot=bot,
+                database_url=database_url,
+                key=key,
+                checkpoint_key=whole.get("CHECKPOINT_KEY", ""),
+            )
             try:
                 yield journey
                 leaks = journey.leaks()

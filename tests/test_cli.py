@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import text
 
 from bot.__main__ import main
+from bot.database.chain import Chain
 from bot.database.engine import Database, RunLock
 from bot.database.migration import migrate, newest_revision
 from bot.database.store import SqlStore
@@ -444,6 +445,146 @@ def test_a_file_without_witnesses_is_wrong_usage(database: Database, tmp_path: P
     assert bot("audit", "verify", "--witness", str(file), DATABASE_URL=address(database)).exit_code == 2
 
 
+CHECKPOINT_KEY = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60"
+PUBLIC_KEY = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+OTHER_KEY = "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb"
+
+
+def checkpoint(database: Database, *options: str, key: str = CHECKPOINT_KEY, **environ: str) -> Result:
+    return bot("audit", "checkpoint", *options, DATABASE_URL=address(database), CHECKPOINT_KEY=key, **environ)
+
+
+def test_a_checkpoint_is_signed_kept_and_agrees(database: Database, folder: Path) -> None:
+    """The line is for a file or a mail, the public key for whoever will verify it; and both runs are in the audit."""
+    url = address(database)
+    leave_unresolved(SqlStore(database))
+    first = checkpoint(database)
+    assert (first.exit_code, first.stderr) == (0, f"signed by the key whose public key is {PUBLIC_KEY}\n")
+    second = checkpoint(database, "--out", "kept.txt")
+    assert (second.exit_code, second.stdout) == (0, "")
+    kept = folder / "kept.txt"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in folder.iterdir()] == ["kept.txt"]
+
+    whole = folder / "whole.txt"
+    whole.write_text(f"{first.stdout}\n```\n{kept.read_text()}```\n", encoding="utf-8")
+    result = bot("audit", "verify", "--checkpoint", "whole.txt", "--public-key", PUBLIC_KEY.upper(), DATABASE_URL=url)
+    assert result.exit_code == 0, result.output
+    at = json.loads(kept.read_text())["checkpoint"]["at"]
+    assert result.stdout.startswith("8 events verified; the chain ends at 8 ")
+    assert result.stdout.endswith(f"; 2 checkpoints agree; nothing up to event 7 was altered since {at}\n")
+    by_key = bot(
+        "audit", "verify", "--checkpoint", "whole.txt", "--record", DATABASE_URL=url, CHECKPOINT_KEY=CHECKPOINT_KEY
+    )
+    assert by_key.exit_code == 0, by_key.output
+    verified, made, *_ = events(bot("audit", "list", "--limit", "2", "--format", "json", DATABASE_URL=url))
+    assert (verified["action"], verified["details"]["checkpoints"]) == ("audit.verified", 2)
+    assert (made["action"], made["details"]) == ("audit.checkpointed", json.loads(kept.read_text()))
+    assert made["actor"].startswith("cli:")
+
+
+def test_a_checkpoint_finds_what_the_chain_cannot(database: Database, folder: Path) -> None:
+    """Somebody who owns the database has cut the end off, head included."""
+    leave_unresolved(SqlStore(database))
+    (folder / "kept.txt").write_text(checkpoint(database).stdout, encoding="utf-8")
+    disarm(database)
+    with database.write() as connection:
+        connection.execute(text("DELETE FROM audit_events WHERE seq > 5"))
+        head = "UPDATE audit_head SET seq = 5, hash = (SELECT hash FROM audit_events WHERE seq = 5)"
+        connection.execute(text(head))
+    url = address(database)
+    assert bot("audit", "verify", DATABASE_URL=url).exit_code == 0
+    result = bot("audit", "verify", "--checkpoint", "kept.txt", DATABASE_URL=url, CHECKPOINT_KEY=CHECKPOINT_KEY)
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "the audit does not verify: the chain ends at event 5, but event 6 has a checkpoint: the end was cut off\n",
+    )
+    broken = checkpoint(database)
+    assert broken.exit_code == 0  # the chain that is left is sound in itself
+    with database.write() as connection:
+        connection.execute(text("UPDATE audit_events SET actor = 'U0CARA' WHERE seq = 3"))
+    broken = checkpoint(database)
+    assert (broken.exit_code, broken.stdout) == (1, "")
+    assert broken.stderr.startswith("nothing was signed, as the audit does not verify: event 3 was altered")
+
+
+def test_a_checkpoint_is_no_better_than_its_signature(database: Database, folder: Path) -> None:
+    """Who rewrites the chain can write a checkpoint as well, but not sign it with the key that the auditor noted."""
+    leave_unresolved(SqlStore(database))
+    ours, theirs = checkpoint(database).stdout, checkpoint(database, key=OTHER_KEY).stdout
+    other = json.loads(theirs)["key"]
+    url, file = address(database), folder / "kept.txt"
+
+    def verified(content: str, *options: str, **environ: str) -> tuple[int, str]:
+        file.write_text(content, encoding="utf-8")
+        result = bot("audit", "verify", "--checkpoint", "kept.txt", *options, DATABASE_URL=url, **environ)
+        return result.exit_code, result.stderr.splitlines()[-1] if result.stderr else ""
+
+    code, said = verified(ours)
+    assert code == 2
+    assert f"the file names the key {PUBLIC_KEY}" in said
+    assert "say so with --public-key" in said
+    assert verified(ours + theirs, "--public-key", PUBLIC_KEY) == (
+        1,
+        f"checkpoint 2 of the file is signed by another key: {other}",
+    )
+    assert verified(ours + theirs, "--public-key", PUBLIC_KEY, "--public-key", other) == (0, "")
+    assert verified(theirs, CHECKPOINT_KEY=CHECKPOINT_KEY)[0] == 1
+    forged = json.loads(ours)
+    forged["checkpoint"]["seq"] = 5
+    assert verified(json.dumps(forged), "--public-key", PUBLIC_KEY) == (
+        1,
+        "checkpoint 1 of the file was altered: its signature is not good",
+    )
+    for content in ("", "and so on", "\0", ours[:-9]):
+        assert verified(content, "--public-key", PUBLIC_KEY)[0] == 2
+    assert verified(ours, "--public-key", PUBLIC_KEY[1:])[0] == 2
+    assert bot("audit", "verify", "--public-key", PUBLIC_KEY, DATABASE_URL=url).exit_code == 2
+
+
+def test_checkpoints_of_what_was_pruned_are_not_said_to_agree(database: Database, folder: Path) -> None:
+    """Only the archive can be compared with them; a script must not take silence for proof."""
+    leave_unresolved(SqlStore(database))
+    old = checkpoint(database).stdout
+    ask(SqlStore(database), requester=CARA, order_uuid=OTHER_UUID)
+    new = checkpoint(database).stdout
+    disarm(database)
+    with database.write() as connection:
+        Chain(connection).begin_behind(7)
+        connection.execute(text("DELETE FROM audit_events WHERE seq <= 7"))
+    url, file = address(database), folder / "kept.txt"
+    file.write_text(old + new, encoding="utf-8")
+    both = bot("audit", "verify", "--checkpoint", "kept.txt", "--public-key", PUBLIC_KEY, DATABASE_URL=url)
+    assert both.exit_code == 0, both.output
+    assert both.stdout.startswith(
+        "2 events verified; the events up to 7 were pruned, and only their archive proves them;"
+    )
+    assert "; 1 checkpoints agree; nothing up to event 8 was altered since" in both.stdout
+    assert both.stdout.endswith("; 1 are older than what is left, and could not be compared\n")
+    file.write_text(old, encoding="utf-8")
+    alone = bot("audit", "verify", "--checkpoint", "kept.txt", "--public-key", PUBLIC_KEY, DATABASE_URL=url)
+    assert alone.exit_code == 1
+    assert alone.stderr.startswith("nothing was compared: all that was given is older than event 7")
+
+
+def test_a_checkpoint_is_refused_before_it_is_made(database: Database, folder: Path) -> None:
+    """Without a key, or where its file cannot be written, nothing is signed that nobody gets to see."""
+    url = address(database)
+    (folder / "there.txt").write_text("an older one", encoding="utf-8")
+    no_key = bot("audit", "checkpoint", DATABASE_URL=url)
+    assert (no_key.exit_code, "CHECKPOINT_KEY is empty" in no_key.stderr) == (2, True)
+    there = checkpoint(database, "--out", "there.txt")
+    assert (there.exit_code, "add --force" in there.stderr) == (2, True)
+    nowhere = checkpoint(database, "--out", "no/such/folder.txt")
+    assert (nowhere.exit_code, "there is no folder" in nowhere.stderr) == (2, True)
+    wrong = checkpoint(database, key=CHECKPOINT_KEY + "0")
+    assert (wrong.exit_code, wrong.stdout) == (1, "")
+    assert CHECKPOINT_KEY not in wrong.stderr
+    assert events(bot("audit", "list", "--format", "json", DATABASE_URL=url)) == []
+    assert checkpoint(database, "--out", "there.txt", "--force").exit_code == 0
+    assert "signature" in (folder / "there.txt").read_text()
+
+
 def test_who_verified_is_recorded_if_asked_for(database: Database) -> None:
     """An auditor's auditor wants to see that it was done every night, and what was found."""
     url = address(database)
@@ -605,6 +746,23 @@ def test_check_tells_that_everything_is_fine(
     assert "주문조회" in result.output
     assert [request.method for request in exchange.requests] == ["GET"]
     assert [call.method for call in workspace.calls()] == ["auth.test"]
+
+
+def test_check_shows_whose_key_signs_checkpoints_and_where_they_go(
+    environ: dict[str, str], workspace: SlackWorkspace
+) -> None:
+    """The public key is what an auditor notes; a channel that the bot does not see is found before the first day."""
+    ours = {"CHECKPOINT_KEY": CHECKPOINT_KEY, "CHECKPOINT_CHANNEL": "C0DESK"}
+    fine = bot("check", **environ, **ours)
+    assert fine.exit_code == 0, fine.output
+    assert f"✓ checkpoints: signed by the key whose public key is {PUBLIC_KEY}" in fine.output
+    assert "✓ checkpoint channel: the bot sees C0DESK" in fine.output
+    assert CHECKPOINT_KEY not in fine.output
+    slip = bot("check", **environ, **(ours | {"CHECKPOINT_CHANNEL": "C0DESKK"}))
+    assert faults(slip) == [
+        "✗ checkpoint channel: C0DESKK is not in this workspace, or is private without the bot: type /invite there"
+    ]
+    assert {call.method for call in workspace.calls()} == {"auth.test", "chat.getPermalink"}
 
 
 def test_check_tries_the_approvals_channel_without_posting(environ: dict[str, str], workspace: SlackWorkspace) -> None:

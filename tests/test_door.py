@@ -511,6 +511,15 @@ def test_ready_only_if_every_check_is(checks: dict[str, bool | str], status: int
         assert answer.headers["Content-Type"] == "application/json"
 
 
+def test_what_requests_do_not_need_is_told_and_does_not_count() -> None:
+    """Cancels go on without checkpoints; whoever looks sees how they stand."""
+    readiness = Readiness(checks={"database": True}, told={"checkpoints": "not_posted: not_in_channel"})
+    with served(door(None, ready=lambda: readiness)) as server:
+        answer = server.ask("GET", "/readyz")
+        shown = {"database": True, "checkpoints": "not_posted: not_in_channel"}
+        assert (answer.status, json.loads(answer.body)) == (200, shown)
+
+
 def test_a_check_that_breaks_is_not_ready(caplog: pytest.LogCaptureFixture) -> None:
     """A failing check says nothing of its values: a database address may hold a password."""
 

@@ -944,7 +944,8 @@ def test_who_sends_half_a_request_does_not_keep_the_bot_from_others(tmp_path: Pa
 def test_secrets_appear_nowhere(tmp_path: Path) -> None:
     """Logs are shipped, audits exported and messages read by many: none of them may hold what signs an order."""
     key = Key(access_key="canary-access-key-71f0", secret_key="canary-secret-key-with-forty-characters-8e2d")
-    with started(tmp_path, key=key) as journey:
+    signing = {"CHECKPOINT_KEY": "5ec2e7" * 10 + "cafe", "CHECKPOINT_CHANNEL": DESK}
+    with started(tmp_path, key=key, settings=signing) as journey:
         _go_through_thick_and_thin(journey)
         listed = journey.bot.command("audit", "list", "--format", "json", "--limit", "100000").stdout
         assert journey.bot.stop() == 0
@@ -954,6 +955,8 @@ def test_secrets_appear_nowhere(tmp_path: Path) -> None:
         assert b"connected to workspace" in shelves["log"]
         assert not journey.leaks()
         assert key.access_key.encode() not in b"".join(shelves.values())
+        assert signing["CHECKPOINT_KEY"].encode() not in b"".join(shelves.values())
+        assert b'"audit.checkpointed"' in shelves["audit"]
 
 
 def _go_through_thick_and_thin(journey: Journey) -> None:

@@ -22,6 +22,7 @@ from slack_sdk.models.views import View
 from bot.choosing import Trouble
 from bot.domain.audit import Actor, Reason
 from bot.domain.cancel_request import CanceledBy, CancelRequest, Decision, DecisionKind, State, Verdict
+from bot.domain.checkpoint import Checkpoint, SignedCheckpoint
 from bot.domain.order import Order
 from bot.domain.quote import Quote
 from bot.domain.tiers import Tier, parse_tier
@@ -475,7 +476,20 @@ def test_the_answers_to_questions_read_as_agreed() -> None:
 def test_no_snapshot_is_left_over() -> None:
     """A file that nothing writes any more would be read as a promise."""
     snapshots = {path.stem for path in SNAPSHOTS.glob("*") if not path.stem.startswith("home_")}
-    assert snapshots == {*CASES, "private_lines", "forms", "answers"}
+    assert snapshots == {*CASES, "private_lines", "forms", "answers", "checkpoints"}
+
+
+def test_checkpoints_read_as_agreed() -> None:
+    """The line in the code block is evidence: it must come back out of Slack as it was signed."""
+    made = Checkpoint(seq=1234, hash="9f" * 32, at="2026-11-23T09:00:00.000000Z")
+    said = {
+        "a day's": messages.checkpoint(SignedCheckpoint(checkpoint=made, key="d7" * 32, signature="1a" * 64)),
+        "of an empty audit": messages.checkpoint(
+            SignedCheckpoint(checkpoint=replace(made, seq=0, hash="0" * 64), key="d7" * 32, signature="1a" * 64)
+        ),
+        "of an audit that does not verify": messages.broken_audit("event 3 was altered: column actor differs <!here>"),
+    }
+    check_snapshot("checkpoints", "\n".join(f"===== {name} =====\n{in_words(each)}" for name, each in said.items()))
 
 
 FORMS: Final[Mapping[str, views.View]] = {

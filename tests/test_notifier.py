@@ -9,10 +9,12 @@ from decimal import Decimal
 import pytest
 from builders import at_once
 
+from bot.audit.signing import Signer
 from bot.choosing import Choice, Form
 from bot.domain.answer import ExchangeHealth
 from bot.domain.audit import Actor, Reason
 from bot.domain.cancel_request import CancelRequest, Decision, DecisionKind, State
+from bot.domain.checkpoint import Checkpoint, parse_checkpoints
 from bot.domain.errors import CannotPost, MessengerError, TryLater
 from bot.domain.order import Order
 from bot.home import Health, HomeView, Listed
@@ -695,3 +697,42 @@ def test_a_home_that_may_be_taken_later_is_tried_again(
     with pytest.raises(TryLater) as caught:
         notifier.publish_home(home_of("U0DANA"))
     assert caught.value.retry_after_s == (7.0 if mood == "ratelimited" else 0.0)
+
+
+# Checkpoints
+
+
+SIGNED = Signer("11" * 32).sign(Checkpoint(seq=12, hash="9f" * 32, at="2026-11-23T09:00:00.000000Z"))
+
+
+def test_a_checkpoint_can_be_copied_back_out_of_slack(workspace: SlackWorkspace, notifier: Notifier) -> None:
+    """An auditor has nothing else a year later; and a lost answer must not put two of them there."""
+    channel, ts = notifier.post_checkpoint(SIGNED, channel_id="C0CARDS")
+    notifier.post_checkpoint(SIGNED, channel_id="C0CARDS")
+    message = workspace.message(channel, ts)
+    assert message is not None
+    assert parse_checkpoints(message.blocks[1]["text"]["text"]) == (SIGNED,)
+    assert message.metadata == {"event_type": "audit_checkpoint", "event_payload": {"seq": 12, "hash": "9f" * 32}}
+    ids = {call.arguments["client_msg_id"] for call in workspace.calls("chat.postMessage")}
+    assert len(ids) == 1
+
+
+def test_a_checkpoint_waits_for_its_turn_as_cards_do(workspace: SlackWorkspace, notifier: Notifier) -> None:
+    """Slack counts a channel's messages together: neither must drive the other out."""
+    workspace.set_mood("ratelimited", method="chat.postMessage", times=1, retry_after_s=30)
+    with pytest.raises(TryLater):
+        notifier.post_card(replace(PENDING, approvals_channel_id="C0CARDS"))
+    with pytest.raises(TryLater, match="not_our_turn"):
+        notifier.post_checkpoint(SIGNED, channel_id="C0CARDS")
+    with pytest.raises(TryLater, match="not_our_turn"):
+        notifier.post_broken_audit("event 3 is missing", channel_id="C0CARDS")
+    assert notifier.post_checkpoint(SIGNED, channel_id="C0DESK")[0] == "C0DESK"
+
+
+def test_a_channel_without_the_bot_gets_no_checkpoint(workspace: SlackWorkspace, notifier: Notifier) -> None:
+    """It says so, and the row keeps it."""
+    with pytest.raises(CannotPost, match="channel_not_found"):
+        notifier.post_checkpoint(SIGNED, channel_id="C0NOWHERE")
+    notifier.post_broken_audit("event 3 is missing", channel_id="C0DESK")
+    (told,) = workspace.messages("C0DESK")
+    assert "event 3 is missing" in told.text

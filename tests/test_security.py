@@ -891,6 +891,33 @@ def test_an_auditors_account_reads_everything_and_changes_nothing(owner: Databas
     assert rows(owner, "SELECT * FROM audit_events ORDER BY seq") == before
 
 
+# --- The key that signs checkpoints -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slip", ["", "0", "z"])
+def test_the_key_that_signs_checkpoints_is_never_shown(
+    slip: str, sqlite: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever has it can sign a chain of their own; with one digit too many it is still nearly the key."""
+    key = "c0ffee" * 10 + "5eed"
+    url = sqlite.url.render_as_string(hide_password=False)
+    monkeypatch.chdir(Path(present(sqlite.url.database)).parent)
+    told = [
+        CliRunner().invoke(main, arguments, env={"DATABASE_URL": url, "CHECKPOINT_KEY": key + slip})
+        for arguments in (
+            ["audit", "checkpoint", "--out", f"kept{slip}.txt"],
+            ["audit", "checkpoint", "--out", "no/such/folder"],
+            ["audit", "verify", "--checkpoint", f"kept{slip}.txt"],
+            ["check"],
+        )
+    ]
+    assert told[0].exit_code == (1 if slip else 0)
+    shown = [*(result.output for result in told), *(repr(result.exception) for result in told), caplog.text]
+    shown.append(json.dumps(AuditLog(sqlite).list(Filter(), limit=9)))
+    shown += [path.read_text(encoding="utf-8") for path in Path.cwd().glob("*.txt")]
+    assert not [text for text in shown if key in text.lower()]
+
+
 # --- What may be installed ------------------------------------------------------------------------------------------
 
 

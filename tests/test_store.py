@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import fields
 from datetime import timedelta
 from decimal import Decimal
@@ -894,14 +895,14 @@ def test_the_chain_never_forks_when_many_write(database: Database) -> None:
     def write(_: int) -> list[int]:
         return [_walk_through(store, count) for count in range(TRANSACTIONS)]
 
-    others = [] if database.is_sqlite else [_writing_process(database)]
-    for other in others:
-        assert present(other.stdout).readline() == "ready\n"
-    for other in others:
-        print(file=present(other.stdin), flush=True)
-    with ThreadPoolExecutor(8) as crowd:
-        made = [request_id for ids in crowd.map(write, range(8)) for request_id in ids]
-    assert [other.wait(timeout=60) for other in others] == [0] * len(others)
+    with ExitStack() as stack:
+        others = [] if database.is_sqlite else [stack.enter_context(_writing_process(database))]
+        for other in others:
+            assert present(other.stdout).readline() == "ready\n"
+            print(file=present(other.stdin), flush=True)
+        with ThreadPoolExecutor(8) as crowd:
+            made = [request_id for ids in crowd.map(write, range(8)) for request_id in ids]
+        assert [other.wait(timeout=60) for other in others] == [0] * len(others)
     assert len(set(made)) == 8 * TRANSACTIONS
     wanted = 8 * TRANSACTIONS * (1 + len(others))
     verification = verify(database)

@@ -314,7 +314,8 @@ class _Walk:
 
 @contextmanager
 def _streamed(connection: Connection, query: Select[Any]) -> Iterator[Result[Any]]:
-    with connection.execution_options(yield_per=READ_ROWS).execute(query) as result:
+    # For this query only: what follows in the transaction may write.
+    with connection.execute(query, execution_options={"yield_per": READ_ROWS}) as result:
         yield result
 
 
