@@ -25,7 +25,7 @@ from bot.database.homes import SqlHomes
 from bot.database.migration import check_revision, migrate
 from bot.database.store import SqlStore
 from bot.domain.approval import ApprovalPolicy
-from bot.domain.errors import MessengerError, StoreError, TryLater
+from bot.domain.errors import MessengerError, NothingDone, StoreError, TryLater
 from bot.home import Health, Homes
 from bot.inquiry import Inquiry
 from bot.settings import Settings
@@ -64,6 +64,9 @@ FORM_LANE: Final = "form"
 CHECKPOINT_LANE: Final = "checkpoint"
 
 REFRESH_FAILED_REST_S: Final = 1.0
+
+WALK_REST_S: Final = 0.01
+"""After every thousand events that are verified for a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,7 +145,8 @@ class Bot:
             membership=(self._groups or NoGroups()).membership,
             health=self._health,
         )
-        self._checkpointing = build_checkpointing(settings, self._database, self._notifier)
+        self._stopping = threading.Event()
+        self._checkpointing = build_checkpointing(settings, self._database, self._notifier, rest=self._rest_of_walk)
         self._worker = Worker(
             crews=(
                 Crew(lanes={EXCHANGE_LANE: self._workflow.advance}, threads=EXCHANGE_THREADS),
@@ -161,7 +165,6 @@ class Bot:
         )
         self._refresh_rests_until = 0.0
         self._identity: Identity | None = None
-        self._stopping = threading.Event()
         self._telling = threading.BoundedSemaphore(MAX_TELLING)
         self._socket: SocketModeHandler | None = None
         self._connector = threading.Thread(target=self._connect, name="connect", daemon=True)
@@ -259,6 +262,11 @@ class Bot:
         except StoreError as error:
             log.warning("the database cannot be asked which Homes are due: %s", error)
             return ()
+
+    def _rest_of_walk(self) -> None:
+        """Between two pieces of the chain that are verified: cancels have the processor, and a stop ends the walk."""
+        if self._stopping.wait(WALK_REST_S):
+            raise NothingDone("stopping")
 
     def _due_checkpoints(self, limit: int) -> tuple[int, ...]:
         try:
@@ -378,7 +386,9 @@ def build_groups(settings: Settings) -> GroupReader | None:
     )
 
 
-def build_checkpointing(settings: Settings, database: Database, notifier: Notifier) -> Checkpointing | None:
+def build_checkpointing(
+    settings: Settings, database: Database, notifier: Notifier, *, rest: Callable[[], None]
+) -> Checkpointing | None:
     """None where there is no key to sign with."""
     key, channel_id = settings.checkpoint_key.get_secret_value(), settings.checkpoint_channel or None
     if not key:
@@ -387,7 +397,7 @@ def build_checkpointing(settings: Settings, database: Database, notifier: Notifi
     store = SqlDailyCheckpoints(
         database, sign=signer.sign, key=signer.public_key, is_good=is_signed, is_to_post=channel_id is not None
     )
-    return Checkpointing(store=store, poster=notifier, channel_id=channel_id)
+    return Checkpointing(store=store, poster=notifier, channel_id=channel_id, rest=rest)
 
 
 def build_notifier(settings: Settings) -> Notifier:

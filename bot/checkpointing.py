@@ -32,9 +32,6 @@ BROKEN_REST_S: Final = 3600.0
 RETRY_GAPS_S: Final = (2.0, 10.0, 60.0, 300.0)
 RETRY_GAP_S: Final = 3600.0
 
-WALK_REST_S: Final = 0.01
-"""After every thousand events that are verified, so that cancels have the processor."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DueCheckpoints:
@@ -99,9 +96,10 @@ class Checkpointing:
         store: CheckpointStore,
         poster: CheckpointPoster,
         channel_id: str | None,
+        rest: Callable[[], None],
         monotonic: Callable[[], float] = time.monotonic,
-        rest: Callable[[], None] = lambda: time.sleep(WALK_REST_S),
     ) -> None:
+        """`rest` is called now and then while the chain is walked; what it raises ends the walk."""
         self._store = store
         self._poster = poster
         self._channel_id = channel_id

@@ -10,13 +10,15 @@ from alembic.migration import MigrationContext
 from builders import APPROVER, at_once, create, create_pending, execute, present, rows
 
 import bot
+from bot.audit.signing import Signer
+from bot.database.checkpoints import Checkpoints
 from bot.database.engine import Database
 from bot.database.homes import SqlHomes
 from bot.database.migration import check_revision, migrate, migrations_folder, newest_revision
 from bot.database.schema import metadata, open_states_sql
 from bot.database.store import SqlStore
 from bot.database.verification import verify
-from bot.domain.audit import Action
+from bot.domain.audit import GENESIS_HASH, SYSTEM, Action
 from bot.domain.cancel_request import CancelRequest, DecisionKind
 from bot.domain.errors import NothingDone, WrongRevision
 from bot.inquiry import Wanted
@@ -59,6 +61,7 @@ def fill(database: Database) -> None:
         tx.move(Action.REQUEST_APPROVED)
         tx.tell(Notice(kind=NoticeKind.REDRAW, user_id="U", channel_id="C"))
     SqlHomes(database).open_home(person_id="U", team_id="T")
+    Checkpoints(database).make(Signer("11" * 32).sign, actor=SYSTEM, is_to_post=True)
 
 
 def test_up_and_down_and_up_again_with_rows_in_the_tables(empty: Database) -> None:
@@ -145,6 +148,18 @@ def test_what_was_opened_before_requests_knew_their_market_is_found_by_it(empty:
     migrate(empty)
     assert rows(empty, "SELECT market FROM cancel_requests ORDER BY id") == [("KRW-BTC",), (None,)]
     assert [each.id for each in store.list_requests(Wanted(market="KRW-BTC"), limit=10)] == [1]
+
+
+def test_a_chain_from_before_it_had_a_base_begins_at_its_beginning(empty: Database) -> None:
+    """Nothing was ever pruned then; and what the new version has written is verified after a step back as well."""
+    migrate(empty)
+    fill(empty)
+    migrate(empty, revision="0007")
+    migrate(empty)
+    assert rows(empty, "SELECT base_seq, base_hash FROM audit_head") == [(0, GENESIS_HASH)]
+    assert verify(empty).fault is None
+    fill(empty)
+    assert rows(empty, "SELECT count(*) FROM checkpoints") == [(1,)]
 
 
 def test_migrating_twice_changes_nothing(empty: Database) -> None:

@@ -46,8 +46,10 @@ from postgresql import Postgresql
 from slack_bolt.adapter.wsgi import SlackRequestHandler
 
 from bot.__main__ import main
+from bot.audit.signing import Signer, is_signed
 from bot.choosing import Choice, Choosing, Form
 from bot.database.audit_log import AuditLog, Filter
+from bot.database.checkpoints import SqlDailyCheckpoints
 from bot.database.engine import Database
 from bot.database.migration import check_revision, migrate
 from bot.database.schema import metadata
@@ -855,6 +857,12 @@ def test_the_bots_account_cancels_and_cannot_rewrite(owner: Database) -> None:
         assert front.actions(request_id)[-1] == "summary.posted"
     assert [present(front.store.read(number)).state for number in (1, 2)] == [State.CANCELED, State.DENIED]
     assert len(front.exchange.canceled) == 1
+    signer = Signer("11" * 32)
+    daily = SqlDailyCheckpoints(
+        front.database, sign=signer.sign, key=signer.public_key, is_good=is_signed, is_to_post=True
+    )
+    assert daily.make_daily(rest=lambda: None)
+    daily.posted(present(daily.lease(1)), channel_id="C0AUDIT", ts="1.000001")
     before = rows(owner, "SELECT * FROM audit_events ORDER BY seq")
 
     assert_cannot_rewrite(front.database)

@@ -198,8 +198,7 @@ class _Walk:
                 if fault is not None:
                     return fault
                 self._hash_before, self._seq, self._hash = self._hash, row.seq, row.hash
-                fault = self._contradiction()
-                if fault is not None:
+                if self._seq in self._seen and (fault := self._contradiction()) is not None:
                     return fault
                 if (self._seq - self._began_seq) % READ_ROWS == 0:
                     progress(self._seq - self._began_seq)
