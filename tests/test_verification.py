@@ -271,3 +271,6 @@ def test_from_a_checkpoint_only_what_came_after_it_is_walked(filled: Database) -
     put(filled, seen[:3])
     found = verify(filled, start=start)
     assert (found.wrong, found.events) == (Wrong.CUT_OFF, 0)
+    execute(filled, "DELETE FROM audit_head")
+    assert verify(filled, start=start).wrong is Wrong.CUT_OFF
+    assert verify(filled).fault == "the head of the chain is missing"

@@ -122,11 +122,12 @@ def compare(database: Database, checkpoint: Checkpoint) -> Agreement:
 
 
 def _agreement(connection: Connection, checkpoint: Checkpoint) -> Agreement:
-    base = connection.execute(select(audit_head.c.base_seq, audit_head.c.base_hash)).one()
-    if checkpoint.seq < base.base_seq:
+    head = connection.execute(select(audit_head)).one_or_none()
+    base_seq, base_hash = (head.base_seq, head.base_hash) if head else (0, GENESIS_HASH)
+    if checkpoint.seq < base_seq:
         return Agreement.PRUNED
-    if checkpoint.seq == base.base_seq:
-        found = base.base_hash
+    if checkpoint.seq == base_seq:
+        found = base_hash
     else:
         of_seq = audit_events.c.seq == checkpoint.seq
         found = connection.execute(select(audit_events.c.hash).where(of_seq)).scalar_one_or_none()

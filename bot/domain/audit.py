@@ -143,7 +143,7 @@ class AuditEvent:
 
 def timestamp(moment: datetime) -> str:
     """The one way a time is written: UTC, microseconds, `2026-11-23T09:00:00.000000Z`."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def columns(event: AuditEvent, *, seq: int, occurred_at: datetime) -> dict[str, Json]:
