@@ -18,7 +18,7 @@ from bot.database.store import LEASE, SqlStore
 from bot.database.verification import READ_ROWS, verify
 from bot.domain.audit import SYSTEM, Action, Actor, AuditEvent
 from bot.domain.checkpoint import Checkpoint, SignedCheckpoint, parse_checkpoint, parse_checkpoints
-from bot.domain.errors import AuditBroken, CannotPost, TryLater
+from bot.domain.errors import AuditBroken, CannotPost, NothingDone, TryLater
 
 PRIVATE_KEY = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60"
 PUBLIC_KEY = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
@@ -243,6 +243,18 @@ def test_the_daily_one_starts_from_the_newest_that_it_can_trust(days: Days) -> N
     execute(days.database, f"UPDATE checkpoints SET signature = '{'00' * 64}'")
     with pytest.raises(AuditBroken, match="event 1"):
         days.make()
+
+
+def test_a_walk_that_is_ended_signs_nothing(days: Days) -> None:
+    """The bot stops within seconds, also while it walks a long chain for the first time."""
+    append(days.database, READ_ROWS)
+
+    def stopping() -> None:
+        raise NothingDone("stopping")
+
+    with pytest.raises(NothingDone, match="stopping"):
+        days.store.make_daily(rest=stopping)
+    assert days.store.due(limit=9).is_day_over
 
 
 def test_one_that_nobody_meant_to_post_does_not_stand_for_the_days(days: Days) -> None:
