@@ -40,6 +40,9 @@ _AS_STORED: Final = tuple(
 )
 """The columns for who verifies: on SQLite a time that was tampered with may be no time at all."""
 
+LISTED: Final = (*_REPEATED, "prev_hash", "hash")
+"""What `list` tells of each event, in this order."""
+
 READ_ROWS: Final = 1000
 """Rows held in memory at a time."""
 
@@ -116,14 +119,22 @@ class Filter:
     market: str | None = None
     action: str | None = None
     outcome: str | None = None
+    details_reason: str | None = None  #: a word of Reason, as `details.reason` holds it
     since: datetime | None = None
     until: datetime | None = None
+    before_seq: int | None = None  #: only events that come before this one
 
     def narrow(self, query: Select[Any]) -> Select[Any]:
         for name in ("order_uuid", "request_id", "actor", "market", "action", "outcome"):
             wanted = getattr(self, name)
             if wanted is not None:
                 query = query.where(audit_events.c[name] == wanted)
+        if self.details_reason is not None:
+            # Canonical JSON writes it in one way, and inside of texts quotes are escaped.
+            written = f'"reason":"{self.details_reason}"'
+            query = query.where(audit_events.c.details.contains(written, autoescape=True))
+        if self.before_seq is not None:
+            query = query.where(audit_events.c.seq < self.before_seq)
         if self.since is not None:
             query = query.where(audit_events.c.occurred_at >= self.since)
         if self.until is not None:
