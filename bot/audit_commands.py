@@ -1,10 +1,12 @@
 """The command line of the audit: list, show, verify, checkpoint."""
 
+import csv
 import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
@@ -45,24 +47,48 @@ class _Time(click.ParamType[datetime]):
         return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
+class _Word(click.ParamType[str]):
+    """A word that the audit knows; a wrong one is answered with the nearest ones."""
+
+    name = "word"
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from bot.domain.audit import Action, Reason  # noqa: PLC0415
+
+        known = [each.value for each in (Action if self._kind == "action" else Reason)]
+        if value not in known:
+            nearest = get_close_matches(value, known, n=3, cutoff=0.4)
+            hint = f": did you mean {' or '.join(nearest)}?" if nearest else ": docs/audit.md lists them"
+            self.fail(f"there is no {self._kind} {value!r}{hint}", param, ctx)
+        return str(value)
+
+
 @audit.command("list")
 @click.option("--order", "order_uuid", help="Only this order's uuid.")
 @click.option("--request", "request_id", type=click.IntRange(1, 2**62), help="Only this request.")
 @click.option("--actor", help="Only this Slack user id, `system` or `cli:<login>`.")
 @click.option("--market", help="Only this market, such as KRW-BTC.")
-@click.option("--action", help="Only this action, such as cancel.sent.")
+@click.option("--action", type=_Word("action"), help="Only this action, such as cancel.sent.")
 @click.option("--outcome", type=click.Choice(["ok", "refused", "failed", "unknown"]), help="Only this outcome.")
+@click.option("--reason", "details_reason", type=_Word("reason"), help="Only this reason, such as own_request.")
 @click.option("--since", type=_Time(), help="From this time on (UTC unless it says otherwise).")
 @click.option("--until", type=_Time(), help="Before this time.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="At most so many.")
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option("--before", "before_seq", type=click.IntRange(1, 2**62), help="Only events before this number: go on.")
+@click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
 def audit_list(*, limit: int, form: str, **wanted: Any) -> None:
     """List events, newest first."""
     from bot.database.audit_log import AuditLog, Filter  # noqa: PLC0415
 
     with ready_database() as database:
-        events = AuditLog(database).list(Filter(**wanted), limit=limit)
-    _print_events(events, form)
+        events = AuditLog(database).list(Filter(**wanted), limit=limit + 1)
+    _print_events(events[:limit], form)
+    if len(events) > limit and (form == "table" or sys.stderr.isatty()):
+        more = f"there are older ones: go on with --before {events[limit - 1]['seq']}"
+        click.echo(more, err=form != "table")
 
 
 @audit.command("show")
@@ -241,6 +267,9 @@ def _print_events(events: list[dict[str, Any]], form: str) -> None:
         for event in events:
             sys.stdout.write(visible(json.dumps(event, ensure_ascii=False)) + "\n")
         return
+    if form == "csv":
+        _print_csv(events)
+        return
     table = Table(box=None, pad_edge=False)
     for heading in ("seq", "occurred_at", "action", "outcome", "actor", "request", "order", "details"):
         table.add_column(heading, overflow="fold")
@@ -258,6 +287,17 @@ def _print_events(events: list[dict[str, Any]], form: str) -> None:
     if not out.is_terminal:
         out.width = PIPED_WIDTH
     out.print(table)
+
+
+def _print_csv(events: list[dict[str, Any]]) -> None:
+    from bot.audit.cells import guarded  # noqa: PLC0415
+    from bot.database.audit_log import LISTED  # noqa: PLC0415
+
+    writer = csv.writer(sys.stdout)
+    writer.writerow(LISTED)
+    for event in events:
+        cells = {**event, "details": json.dumps(event["details"], ensure_ascii=False, sort_keys=True)}
+        writer.writerow([visible(guarded("" if cells[name] is None else str(cells[name]))) for name in LISTED])
 
 
 def _actor(event: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Select, select
 
@@ -10,6 +10,9 @@ from bot.database.engine import Database
 from bot.database.schema import audit_events
 from bot.database.verification import columns_of
 from bot.domain.audit import Json
+
+LISTED: Final = tuple(column.name for column in audit_events.columns if column.name != "entry")
+"""What is told of each event, in this order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,14 +25,22 @@ class Filter:
     market: str | None = None
     action: str | None = None
     outcome: str | None = None
+    details_reason: str | None = None  #: a word of Reason, as `details.reason` holds it
     since: datetime | None = None
     until: datetime | None = None
+    before_seq: int | None = None  #: only events that come before this one
 
     def narrow(self, query: Select[Any]) -> Select[Any]:
         for name in ("order_uuid", "request_id", "actor", "market", "action", "outcome"):
             wanted = getattr(self, name)
             if wanted is not None:
                 query = query.where(audit_events.c[name] == wanted)
+        if self.details_reason is not None:
+            # Canonical JSON writes it in one way, and inside of texts quotes are escaped.
+            written = f'"reason":"{self.details_reason}"'
+            query = query.where(audit_events.c.details.contains(written, autoescape=True))
+        if self.before_seq is not None:
+            query = query.where(audit_events.c.seq < self.before_seq)
         if self.since is not None:
             query = query.where(audit_events.c.occurred_at >= self.since)
         if self.until is not None:

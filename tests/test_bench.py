@@ -1,0 +1,36 @@
+"""The benchmarks' made-up stories are as sound as real ones, so that what is measured on them means something."""
+
+import pytest
+from builders import rows
+from fill import fill
+
+from bot.database.engine import Database
+from bot.database.store import SqlStore
+from bot.database.verification import verify
+from bot.domain.cancel_request import State
+
+EVENTS = 3000
+
+
+@pytest.fixture
+def filled(database: Database) -> Database:
+    fill(database.url.render_as_string(hide_password=False), EVENTS)
+    return database
+
+
+def test_made_up_stories_verify_and_agree_with_their_requests(filled: Database) -> None:
+    """A chain that did not verify would be measured up to its first fault only."""
+    result = verify(filled)
+    assert (result.fault, result.events) == (None, EVENTS)
+    told = rows(
+        filled,
+        "SELECT DISTINCT e.request_id, r.id IS NULL FROM audit_events e LEFT JOIN cancel_requests r"
+        " ON r.id = e.request_id WHERE e.request_id IS NOT NULL",
+    )
+    assert len(told) > EVENTS / 12
+    assert not any(is_missing for _, is_missing in told)
+    store = SqlStore(filled)
+    for request_id, _ in told[:50]:
+        request = store.read(request_id)
+        assert request is not None
+        assert request.state is not State.APPROVED or request.approved_at is not None
