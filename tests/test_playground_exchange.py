@@ -9,6 +9,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -353,6 +354,79 @@ def test_open_orders_need_the_permission_to_view(exchange: Exchange) -> None:
     """As every look does."""
     exchange.set_key(Key(permissions=frozenset({"make_orders"})))
     assert error_of(open_orders(exchange, "")) == (401, "out_of_scope")
+
+
+def closed_orders(exchange: Exchange, query: str, *, sent: str | None = None) -> requests.Response:
+    """`sent` is the query as it goes out, where that is not how it was signed."""
+    url = f"{exchange.url}/v1/orders/closed" + (f"?{query if sent is None else sent}" if query else "")
+    return requests.get(url, headers={"Authorization": f"Bearer {token(query)}"}, timeout=5)
+
+
+def test_closed_orders_are_listed_by_the_time_of_their_creation(exchange: Exchange, clock: Clock) -> None:
+    """Not of their end, which Upbit does not tell; without a window the latest 7 days, a hundred of them."""
+    canceled, done, old, other, waiting = (
+        exchange.place(created_at=f"2026-11-{day}T09:00:00+09:00", market=market)
+        for day, market in (
+            ("20", "KRW-BTC"),
+            ("21", "KRW-BTC"),
+            ("10", "KRW-BTC"),
+            ("19", "KRW-ETH"),
+            ("22", "KRW-BTC"),
+        )
+    )
+    clock.now_s = datetime(2026, 11, 23, tzinfo=UTC).timestamp()
+    for uuid in (canceled, old, other):
+        exchange.cancel_elsewhere(uuid)
+    exchange.fill(done)
+
+    def uuids(query: str) -> list[str]:
+        return [each["uuid"] for each in closed_orders(exchange, query).json()]
+
+    assert uuids("") == [done, canceled, other]
+    assert uuids("states[]=cancel") == uuids("state=cancel") == [canceled, other]
+    assert uuids("states[]=done&states[]=cancel&order_by=asc") == [other, canceled, done]
+    assert uuids("states[]=cancel&order_by=asc&limit=1") == [other]
+    assert uuids("market=KRW-ETH") == [other]
+    at = [int(datetime.fromisoformat(f"2026-11-{day}T00:00:00Z").timestamp() * 1000) for day in (10, 17, 20)]
+    assert uuids(f"start_time={at[0]}") == uuids(f"end_time={at[1]}") == [old]
+    assert uuids(f"start_time={at[0]}&end_time={at[1]}") == [old]
+    assert uuids(f"start_time={at[2]}&end_time={at[2]}") == [canceled]
+    assert waiting not in uuids("")
+
+
+def test_the_times_of_closed_orders_may_be_iso_8601(exchange: Exchange) -> None:
+    """With an offset, and encoded on the way: the hash is over what was meant."""
+    uuid = exchange.place(created_at="2026-11-20T09:00:00+09:00")
+    exchange.cancel_elsewhere(uuid)
+    query = "start_time=2026-11-20T00:00:00+00:00"
+    assert [each["uuid"] for each in closed_orders(exchange, query, sent=query.replace("+", "%2B")).json()] == [uuid]
+
+
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        ("states[]=wait", "invalid_parameter"),
+        ("state=cancel&states[]=cancel", "invalid_parameter"),
+        ("order_by=newest", "invalid_parameter"),
+        ("limit=1001", "validation_error"),
+        ("limit=0", "validation_error"),
+        ("page=1", "QUERY_PARAMETER_NOT_SUPPORTED"),
+        ("start_time=1793491200000&end_time=1794096000001", "invalid_parameter"),
+        ("start_time=1793491200001&end_time=1793491200000", "invalid_parameter"),
+        ("start_time=1793491200", "invalid_parameter"),
+        ("start_time=2026-11-01T00:00:00", "invalid_parameter"),
+        ("start_time=yesterday", "invalid_parameter"),
+    ],
+)
+def test_closed_orders_are_limited_as_at_upbit(exchange: Exchange, query: str, name: str) -> None:
+    """Seven days and a thousand orders at most; what Upbit refuses must not work here."""
+    assert error_of(closed_orders(exchange, query)) == (400, name)
+
+
+def test_closed_orders_need_the_permission_to_view(exchange: Exchange) -> None:
+    """As every look does."""
+    exchange.set_key(Key(permissions=frozenset({"make_orders"})))
+    assert error_of(closed_orders(exchange, "states[]=cancel")) == (401, "out_of_scope")
 
 
 def test_a_mood_can_meet_one_path_alone(exchange: Exchange) -> None:

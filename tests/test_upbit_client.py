@@ -1,4 +1,4 @@
-"""The three calls against servers on loopback: the playground's exchange, and raw sockets that break where it hurts."""
+"""The calls against servers on loopback: the playground's exchange, and raw sockets that break where it hurts."""
 
 import json
 import logging
@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +45,7 @@ ACCESS_KEY = "made-up-access-key-0123456789"
 SECRET_KEY = "made-up-secret-key-of-forty-characters-.."
 KEY = Key(access_key=ACCESS_KEY, secret_key=SECRET_KEY)
 DEADLINE_S = 5.0
+DAY = datetime(2026, 11, 1, tzinfo=UTC)
 
 ORDER = {
     "uuid": UUID,
@@ -383,6 +385,90 @@ def test_a_look_at_the_open_orders_fails_like_any_other(
     assert isinstance(client.get_open_orders(page=1), NotSent if held else FoundOrders)
 
 
+def test_canceled_orders_come_by_the_time_of_their_creation(exchange: Exchange, client: UpbitClient) -> None:
+    """The times are milliseconds: of ISO 8601 Upbit itself says that the token may not fit."""
+    placed = [exchange.place(created_at=f"2026-11-0{day}T09:00:00+09:00") for day in (3, 1, 2, 2, 9)]
+    for uuid in (placed[0], placed[1], placed[2], placed[4]):
+        exchange.cancel_elsewhere(uuid)
+    exchange.fill(placed[3])
+    answer = client.get_canceled_orders(created_from=DAY, created_to=DAY + timedelta(days=7))
+    assert isinstance(answer, FoundOrders)
+    assert [order.uuid for order in answer.orders] == [placed[1], placed[2], placed[0]]
+    assert (answer.listed, answer.call.path, answer.call.status) == (3, "/v1/orders/closed", 200)
+    first = client.get_canceled_orders(
+        created_from=DAY.astimezone(timezone(timedelta(hours=9))), created_to=DAY + timedelta(days=7), limit=1
+    )
+    assert isinstance(first, FoundOrders)
+    assert [order.uuid for order in first.orders] == [placed[1]]
+    assert [request.query for request in exchange.requests] == [
+        f"states[]=cancel&start_time=1793491200000&end_time=1794096000000&limit={limit}&order_by=asc"
+        for limit in (1000, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("begins", "lasts", "limit"),
+    [
+        (DAY, timedelta(days=7, microseconds=1), 1000),
+        (DAY, timedelta(microseconds=-1), 1000),
+        (DAY.replace(tzinfo=None), timedelta(1), 1000),
+        (DAY, timedelta(1), 1001),
+        (DAY, timedelta(1), 0),
+    ],
+)
+def test_what_is_no_window_is_not_signed(
+    exchange: Exchange, client: UpbitClient, begins: datetime, lasts: timedelta, limit: int
+) -> None:
+    """Upbit would refuse it, or worse, answer another question."""
+    with pytest.raises(ValueError, match=r"offset|7 days|1000"):
+        client.get_canceled_orders(created_from=begins, created_to=begins + lasts, limit=limit)
+    assert not exchange.requests
+
+
+CANCELED = {**ORDER, "state": "cancel"}
+
+
+@pytest.mark.parametrize(
+    ("entries", "cause"),
+    [
+        ([CANCELED, None], "malformed_order"),
+        ([CANCELED, CANCELED], "malformed_order"),
+        ([CANCELED, {**CANCELED, "uuid": OTHER_UUID, "volume": "much"}], "malformed_order"),
+        ([{**CANCELED, "uuid": f"{UUID}&identifier=Y"}], "malformed_order"),
+        ([CANCELED, {**ORDER, "uuid": OTHER_UUID}], "wrong_order"),
+        ([CANCELED, {**ORDER, "uuid": OTHER_UUID, "state": "done"}], "wrong_order"),
+        ({"orders": []}, "not_json"),
+    ],
+)
+def test_a_list_of_canceled_orders_is_whole_or_none(entries: object, cause: str) -> None:
+    """What is compared with a part of a list looks finer than it is."""
+    with RawServer(answering(http(json.dumps(entries).encode()))) as server, client_of(server.url) as client:
+        answer = client.get_canceled_orders(created_from=DAY, created_to=DAY)
+    assert isinstance(answer, Unknown)
+    assert answer.cause == cause
+
+
+@pytest.mark.parametrize(
+    ("mood", "kind"),
+    [
+        (Mood.DROP_AFTER, Unknown),
+        (Mood.HTTP_500, Unknown),
+        (Mood.WRONG_UUID, Unknown),
+        (Mood.TRUNCATED, Unknown),
+        (Mood.REFUSE, Refused),
+        (Mood.RATELIMITED_429, Refused),
+        (Mood.BANNED_418, Refused),
+    ],
+)
+def test_a_look_at_the_canceled_orders_fails_like_any_other(
+    exchange: Exchange, client: UpbitClient, mood: Mood, kind: type
+) -> None:
+    """The same line, the same brake, the same words."""
+    exchange.set_mood("GET /v1/orders/closed", mood, times=1)
+    assert isinstance(client.get_canceled_orders(created_from=DAY, created_to=DAY), kind)
+    assert (client.hold_s("GET") > 0) == (mood in {Mood.RATELIMITED_429, Mood.BANNED_418})
+
+
 def test_how_the_latest_calls_ended_is_remembered_for_who_asks() -> None:
     """People are told whether Upbit answers, and since when it does not, without a call more."""
     clock = Clock()
@@ -445,10 +531,12 @@ def test_nothing_but_looks_and_the_cancel_of_one_order_ever_leaves(exchange: Exc
         client.get_order(uuid)
         client.get_orders([uuid])
         client.get_open_orders(page=1)
+        client.get_canceled_orders(created_from=DAY, created_to=DAY)
     assert {(seen.method, seen.path) for seen in exchange.requests} == {
         ("GET", "/v1/order"),
         ("GET", "/v1/orders/uuids"),
         ("GET", "/v1/orders/open"),
+        ("GET", "/v1/orders/closed"),
         ("DELETE", "/v1/order"),
     }
     verbs = {name for name in dir(UpbitClient) if not name.startswith("_")}
@@ -456,6 +544,7 @@ def test_nothing_but_looks_and_the_cancel_of_one_order_ever_leaves(exchange: Exc
         "get_order",
         "get_orders",
         "get_open_orders",
+        "get_canceled_orders",
         "cancel_order",
         "hold_s",
         "banned_s",

@@ -21,7 +21,7 @@ class Call:
     """The facts of one call, for the audit: no token, no key."""
 
     method: str  #: GET or DELETE
-    path: str  #: /v1/order, /v1/orders/uuids, /v1/orders/open
+    path: str  #: /v1/order, /v1/orders/uuids, /v1/orders/open, /v1/orders/closed
     nonce: str  #: the uuid4 in the token
     query_hash: str  #: SHA-512 hex of the query
     status: int | None = None  #: HTTP status, None where no answer came

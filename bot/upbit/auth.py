@@ -7,12 +7,16 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Final, Never
 
 from jwt.algorithms import HMACAlgorithm
 from jwt.api_jws import PyJWS
 
 from bot.domain.order import UUID_PATTERN
+
+LONGEST_WINDOW: Final = timedelta(days=7)
+"""Between `start_time` and `end_time` of a list of closed orders: https://global-docs.upbit.com/reference/closed-order"""
 
 
 def order_query(uuid: str) -> str:
@@ -36,6 +40,22 @@ def orders_query(uuids: Sequence[str]) -> str:
 def open_orders_query(*, page: int, limit: int) -> str:
     """The query for a page of the open orders, the newest first; without its states Upbit leaves stop orders out."""
     return f"states[]=wait&states[]=watch&page={page:d}&limit={limit:d}&order_by=desc"
+
+
+def canceled_orders_query(*, created_from: datetime, created_to: datetime, limit: int) -> str:
+    """The query for the orders that were created in the span and are canceled, the oldest first.
+
+    The times are milliseconds: of ISO 8601, whose `+` and `:` do not survive every encoding, Upbit itself says that the
+    token may then not fit. https://docs.upbit.com/kr/changelog/closed_order_support_timestamp
+
+    Raises ValueError for a time without an offset, and for a span that Upbit does not answer.
+    """
+    if created_from.tzinfo is None or created_to.tzinfo is None:
+        raise ValueError("a time needs its offset")
+    if not timedelta(0) <= created_to - created_from <= LONGEST_WINDOW:
+        raise ValueError("Upbit lists closed orders of 7 days at most")
+    start_ms, end_ms = (int(moment.timestamp() * 1000) for moment in (created_from, created_to))
+    return f"states[]=cancel&start_time={start_ms:d}&end_time={end_ms:d}&limit={limit:d}&order_by=asc"
 
 
 def query_hash(query: str) -> str:

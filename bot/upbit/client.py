@@ -1,4 +1,4 @@
-"""Four calls to Upbit, and what their answers come to.
+"""Five calls to Upbit, and what their answers come to.
 
     UpbitClient
     ├── Signer      the token of a request (auth)
@@ -11,7 +11,8 @@ notes `written` just before it hands the first byte of the request to the socket
 not sent, and what fails after it is unknown.
 
 https://global-docs.upbit.com/reference/order-cancel, https://global-docs.upbit.com/reference/get-order,
-https://global-docs.upbit.com/reference/list-orders-by-ids, https://global-docs.upbit.com/reference/list-open-orders
+https://global-docs.upbit.com/reference/list-orders-by-ids, https://global-docs.upbit.com/reference/list-open-orders,
+https://global-docs.upbit.com/reference/closed-order
 """
 
 import json
@@ -22,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from decimal import Decimal
 from http import HTTPStatus
 from http.client import HTTPException
@@ -47,14 +49,24 @@ from bot.domain.answer import (
     Unknown,
 )
 from bot.domain.order import UUID_PATTERN, MalformedOrder, Order
-from bot.upbit.auth import Signer, open_orders_query, order_query, orders_query, query_hash
+from bot.upbit.auth import (
+    Signer,
+    canceled_orders_query,
+    open_orders_query,
+    order_query,
+    orders_query,
+    query_hash,
+)
 from bot.upbit.line import ATTEMPT, Attempt, Closed, Line, Resolve, Watchdog, addresses_of
 
 ORDER_PATH: Final = "/v1/order"
 ORDERS_PATH: Final = "/v1/orders/uuids"
 OPEN_ORDERS_PATH: Final = "/v1/orders/open"
+CLOSED_ORDERS_PATH: Final = "/v1/orders/closed"
 MAX_ORDERS: Final = 100
 """Orders in one call of `get_orders` and on one page of `get_open_orders`, by Upbit's limits."""
+MAX_CLOSED_ORDERS: Final = 1000
+"""Orders in one answer of `get_canceled_orders`, by Upbit's limit."""
 USER_AGENT: Final = "upbit-cancel-bot"
 
 MAX_ANSWER_BYTES: Final = 1_000_000
@@ -147,6 +159,17 @@ def decipher_open_orders(status: int, headers: Mapping[str, str], body: bytes) -
     return _decipher_open_orders(body) if status == HTTPStatus.OK else _decipher_no(status, headers, body)
 
 
+def decipher_canceled_orders(
+    status: int, headers: Mapping[str, str], body: bytes
+) -> tuple[Order, ...] | Refusal | Doubt:
+    """What a whole answer to a request for canceled orders says. Never raises.
+
+    All of them or none: one entry that is no canceled order with a uuid of its own makes the answer a Doubt, since what
+    is compared with a list must be compared with the whole list.
+    """
+    return _decipher_canceled_orders(body) if status == HTTPStatus.OK else _decipher_no(status, headers, body)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenOrders:
     """A page of open orders; `listed` are its entries, those that are no order included."""
@@ -237,6 +260,18 @@ def _decipher_open_orders(body: bytes) -> OpenOrders | Doubt:
         return entries
     orders = tuple(order for order in _orders_in(entries) if order.is_open and UUID_PATTERN.fullmatch(order.uuid))
     return OpenOrders(orders=orders, listed=len(entries))
+
+
+def _decipher_canceled_orders(body: bytes) -> tuple[Order, ...] | Doubt:
+    entries = _entries(body)
+    if isinstance(entries, Doubt):
+        return entries
+    orders = tuple(order for order in _orders_in(entries) if UUID_PATTERN.fullmatch(order.uuid))
+    if len(orders) < len(entries):
+        return Doubt(cause="malformed_order")
+    if not all(order.is_canceled for order in orders):
+        return Doubt(cause="wrong_order")
+    return orders
 
 
 def _entries(body: bytes) -> list[Any] | Doubt:
@@ -494,6 +529,29 @@ class UpbitClient:
         if isinstance(answer, OpenOrders):
             return FoundOrders(orders=answer.orders, listed=answer.listed, call=call)
         return answer
+
+    def get_canceled_orders(
+        self, *, created_from: datetime, created_to: datetime, limit: int = MAX_CLOSED_ORDERS
+    ) -> OrdersAnswer:
+        """The orders that were created between the two times and are canceled; the oldest `limit` of them.
+
+        Upbit lists closed orders by the time of their creation, and tells no time at which they were closed. Whether
+        the ends belong to the span it does not say. An answer as long as `limit` may not be all.
+        https://global-docs.upbit.com/reference/closed-order,
+        https://docs.upbit.com/kr/v1.6.4/reference/list-closed-orders
+
+        Raises ValueError for a time without an offset, a span of more than 7 days or that ends before it begins, and a
+        limit beyond Upbit's.
+        """
+        if not 0 < limit <= MAX_CLOSED_ORDERS:
+            raise ValueError(f"no more than {MAX_CLOSED_ORDERS} orders in one call")
+        query = canceled_orders_query(created_from=created_from, created_to=created_to, limit=limit)
+        answer, call = self._call(
+            Call(method="GET", path=CLOSED_ORDERS_PATH, nonce=self._new_nonce(), query_hash=query_hash(query)),
+            query,
+            read=decipher_canceled_orders,
+        )
+        return FoundOrders(orders=answer, listed=len(answer), call=call) if isinstance(answer, tuple) else answer
 
     def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
         """Ask Upbit to cancel: at most one DELETE, never sent again by itself.
