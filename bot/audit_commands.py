@@ -1,4 +1,4 @@
-"""The command line of the audit: list, show, verify, checkpoint."""
+"""The command line of the audit: list, show, verify, checkpoint, reconcile."""
 
 import csv
 import json
@@ -13,12 +13,25 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 import click
 from rich.table import Table
 
-from bot.terminal import audit_settings, fail, login, out, progress_shown, ready_database, visible, whole_file
+from bot.terminal import (
+    FOUND_SOMETHING_WRONG,
+    audit_settings,
+    bot_settings,
+    fail,
+    login,
+    out,
+    progress_shown,
+    ready_database,
+    visible,
+    whole_file,
+)
 
 if TYPE_CHECKING:
+    from bot.audit.reconcile import Reconciliation
     from bot.database.store import SqlStore
     from bot.database.verification import Verification
     from bot.domain.checkpoint import Checkpoint
+    from bot.domain.reconciliation import Finding
     from bot.domain.witness import Witness
 
 LONGEST_WITNESS_FILE: Final = 10_000_000
@@ -30,7 +43,7 @@ PIPED_WIDTH: Final = 240
 
 @click.group()
 def audit() -> None:
-    """Read and verify the audit."""
+    """Read and verify the audit, and compare it with the exchange."""
 
 
 class _Time(click.ParamType[datetime]):
@@ -262,6 +275,75 @@ def audit_checkpoint(*, path: Path | None, force: bool) -> None:
         fail(f"{path} could not be written ({error.strerror}): the line above is the checkpoint")
 
 
+@audit.command("reconcile")
+@click.option("--since", type=_Time(), required=True, help="Orders created, and requests ended, from this time on.")
+@click.option("--until", type=_Time(), help="Before this time; now if not given.")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def audit_reconcile(*, since: datetime, until: datetime | None, form: str) -> None:
+    """Compare with the exchange's canceled orders, and write down what was found."""
+    import time  # noqa: PLC0415
+
+    from bot.app import build_upbit_client  # noqa: PLC0415 - other commands start without Upbit's and Slack's libraries
+    from bot.audit.reconcile import CannotRecord, NoSpan, reconcile  # noqa: PLC0415
+    from bot.domain.audit import Actor  # noqa: PLC0415
+
+    settings = bot_settings()
+    with ready_database(read_only=False) as database:
+        exchange = build_upbit_client(settings)
+        try:
+            result = reconcile(
+                database,
+                exchange,
+                since=since,
+                until=until,
+                actor=Actor(id=f"cli:{login()}"),
+                monotonic=time.monotonic,
+                pause=time.sleep,
+            )
+        except CannotRecord as error:
+            fail(f"what is found is written into the audit, and that cannot be done: use the bot's account ({error})")
+        except NoSpan:
+            raise click.UsageError("--since must be before --until, and before now") from None
+        finally:
+            exchange.close()
+    _print_findings(result.findings, form)
+    if result.unread is not None:
+        fail(f"the exchange could not be read whole, so that nothing is proven: {result.unread}")
+    _sum_up(result)
+    if result.is_wrong:
+        sys.exit(FOUND_SOMETHING_WRONG)
+
+
+def _print_findings(findings: "list[Finding]", form: str) -> None:
+    if form == "json":
+        for finding in findings:
+            sys.stdout.write(visible(json.dumps(finding.to_json(), ensure_ascii=False)) + "\n")
+        return
+    if not findings:
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("finding", "order", "request", "recorded", "on the exchange"):
+        table.add_column(heading, overflow="fold")
+    for finding in findings:
+        table.add_row(
+            finding.kind,
+            finding.order_uuid,
+            "" if finding.request_id is None else f"#{finding.request_id}",
+            visible(finding.recorded),
+            visible(finding.exchange),
+        )
+    _print_table(table)
+
+
+def _sum_up(result: "Reconciliation") -> None:
+    """To standard error, so that JSON stays JSON."""
+    from bot.domain.reconciliation import Kind  # noqa: PLC0415
+
+    counts = ", ".join(f"{result.count(kind)} {kind}" for kind in Kind)
+    compared = f"{result.canceled_on_exchange} canceled orders and {result.requests} requests compared"
+    click.echo(f"{compared}: {counts}", err=True)
+
+
 def _print_events(events: list[dict[str, Any]], form: str) -> None:
     if form == "json":
         for event in events:
@@ -284,6 +366,10 @@ def _print_events(events: list[dict[str, Any]], form: str) -> None:
             event["order_uuid"] or "",
             visible(_in_brief(event["details"])),
         )
+    _print_table(table)
+
+
+def _print_table(table: Table) -> None:
     if not out.is_terminal:
         out.width = PIPED_WIDTH
     out.print(table)
