@@ -257,8 +257,10 @@ def test_orders_from_before_the_span_are_looked_up_by_their_requests(world: Worl
     wrong = world.ended_canceled(done, ended_at=START - timedelta(hours=2))
     before = world.place(created_at=START - 30 * DAY, state="done")
     world.ended_canceled(before, ended_at=START - 2 * DAY)
+    after = world.place(created_at=START - 30 * DAY, state="done")
+    world.ended_canceled(after, ended_at=START - timedelta(hours=1))
 
-    made = world.reconcile()
+    made = world.reconcile(until=START - timedelta(hours=1))
 
     assert [(finding.kind, finding.request_id) for finding in made.findings] == [(Kind.DIFFERS, wrong.id)]
     looks = [len(each.uuids) for each in world.exchange.requests if each.path == "/v1/orders/uuids"]
