@@ -31,8 +31,6 @@ LATER_SETTINGS = (
     "ADMINS",
     "AUDITORS",
     "CHECKPOINT_CHANNEL",
-    "CHECKPOINT_KEY",
-    "CHECKPOINT_KEY_FILE",
     "OPS_PORT",
 )
 
@@ -103,6 +101,12 @@ def _channel_ids(text: str) -> frozenset[str]:
     if faults:
         raise ValueError("; ".join(faults))
     return frozenset(ids)
+
+
+def _checkpoint_key(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+        raise ValueError("must be 64 hex digits: make one with `openssl rand -hex 32`")
+    return text
 
 
 def _channel_id(text: str) -> str:
@@ -261,7 +265,17 @@ class DatabaseSettings(BaseModel):
         return url.set(query={}).render_as_string(hide_password=True)
 
 
-class Settings(DatabaseSettings):
+class AuditSettings(DatabaseSettings):
+    """What the commands need beside that which sign the audit, or verify who signed it."""
+
+    checkpoint_key: Annotated[SecretStr, BeforeValidator(_checkpoint_key)] = Field(
+        default=SecretStr(""),
+        description="The private key that signs checkpoints of the audit and evidence packs: 64 hex digits, such as"
+        " `openssl rand -hex 32` prints",
+    )
+
+
+class Settings(AuditSettings):
     """All that `bot run` needs."""
 
     slack_bot_token: Annotated[SecretStr, BeforeValidator(BotToken), Needed("copy the Slack app's xoxb- token")] = (
@@ -372,8 +386,9 @@ class SettingRow(NamedTuple):
 
 def settings_table() -> tuple[SettingRow, ...]:
     """Every setting that this version knows, in the order in which people fill them in."""
-    of_the_database = _fields(DatabaseSettings)
-    fields = {name: field for name, field in _fields(Settings).items() if name not in of_the_database}
+    of_the_database, of_the_audit = _fields(DatabaseSettings), _fields(AuditSettings)
+    fields = {name: field for name, field in _fields(Settings).items() if name not in of_the_audit}
+    fields |= {name: field for name, field in of_the_audit.items() if name not in of_the_database}
     return tuple(
         SettingRow(
             variable=name.upper(),
@@ -431,6 +446,11 @@ def too_few_approvers(settings: Settings, *, approvers: frozenset[str], requeste
         for where, approvals in needed
         if approvals > count
     )
+
+
+def load_audit_settings(environ: Mapping[str, str], env_file: Path | None) -> AuditSettings:
+    """What opens the database and signs: nothing else has to be set, or right."""
+    return _Given(environ, env_file).parse(AuditSettings)
 
 
 def load_database_settings(environ: Mapping[str, str], env_file: Path | None) -> DatabaseSettings:

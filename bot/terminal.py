@@ -13,7 +13,15 @@ from typing import Any, Final, NoReturn, TypeVar
 import click
 from rich.console import Console
 
-from bot.settings import DatabaseSettings, Settings, SettingsError, load_database_settings, load_settings
+from bot.settings import (
+    AuditSettings,
+    DatabaseSettings,
+    Settings,
+    SettingsError,
+    load_audit_settings,
+    load_database_settings,
+    load_settings,
+)
 
 ENV_FILE: Final = Path(".env")
 FOUND_SOMETHING_WRONG: Final = 1
@@ -35,6 +43,10 @@ def bot_settings() -> Settings:
 
 def database_settings() -> DatabaseSettings:
     return _load(load_database_settings)
+
+
+def audit_settings() -> AuditSettings:
+    return _load(load_audit_settings)
 
 
 def _load(load: Callable[[Mapping[str, str], Path | None], Loaded]) -> Loaded:

@@ -251,6 +251,7 @@ def test_variables_of_other_programs_are_left_alone(tmp_path: Path) -> None:
         ("SLACK_SIGNING_SECRET", "gebroken canary"),
         ("UPBIT_OPEN_API_ACCESS_KEY", "canary\u200b"),
         ("UPBIT_OPEN_API_SECRET_KEY", "canary\n\ncanary"),
+        ("CHECKPOINT_KEY", "canary"),
     ],
 )
 def test_a_secret_of_the_wrong_shape_is_refused_without_being_shown(variable: str, wrong: str) -> None:
@@ -580,7 +581,8 @@ SECRETS = [row.variable for row in settings_table() if row.secret]
 @pytest.mark.parametrize("variable", SECRETS)
 def test_every_secret_may_come_from_a_file(variable: str, tmp_path: Path) -> None:
     """An environment is visible to the whole process tree and to `docker inspect`; a mounted file is not."""
-    text = {"DATABASE_URL": "sqlite:///elsewhere.db"}.get(variable, ENOUGH.get(variable, "signing"))
+    texts = {"DATABASE_URL": "sqlite:///elsewhere.db", "CHECKPOINT_KEY": "1a" * 32}
+    text = texts.get(variable, ENOUGH.get(variable, "signing"))
     environ = {name: value for name, value in ENOUGH.items() if name != variable}
     environ[f"{variable}_FILE"] = str(private_file(tmp_path / "secret", f"{text}\n"))
 
