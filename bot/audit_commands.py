@@ -1,4 +1,4 @@
-"""The command line of the audit: list, show, verify, checkpoint, reconcile."""
+"""The command line of the audit: list, show, verify, checkpoint, reconcile, evidence."""
 
 import csv
 import json
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
@@ -342,6 +343,46 @@ def _sum_up(result: "Reconciliation") -> None:
     counts = ", ".join(f"{result.count(kind)} {kind}" for kind in Kind)
     compared = f"{result.canceled_on_exchange} canceled orders and {result.requests} requests compared"
     click.echo(f"{compared}: {counts}", err=True)
+
+
+@audit.command("evidence")
+@click.argument("request_id", type=click.IntRange(1, 2**62), metavar="N")
+@click.option("--out", "path", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The zip file.")
+@click.option("--force", is_flag=True, help="Replace FILE.")
+def audit_evidence(*, request_id: int, path: Path, force: bool) -> None:
+    """Pack what happened to one request, signed with CHECKPOINT_KEY, so that anybody can check it."""
+    from bot.audit.evidence import CannotPack, Unwritable, pack_evidence  # noqa: PLC0415
+    from bot.audit.signing import Signer  # noqa: PLC0415
+    from bot.domain.audit import Actor  # noqa: PLC0415
+
+    private_key = audit_settings().checkpoint_key.get_secret_value()
+    if not private_key:
+        fail("CHECKPOINT_KEY is empty, and a pack must be signed: set it to the key of your checkpoints")
+    try:
+        with ready_database(read_only=False) as database:
+            packed = pack_evidence(
+                database,
+                request_id,
+                out=path,
+                force=force,
+                signer=Signer(private_key),
+                actor=Actor(id=f"cli:{login()}"),
+                version=version("upbit-cancel-bot"),
+            )
+    except Unwritable as error:
+        raise click.BadParameter(str(error), param_hint="--out") from None
+    except CannotPack as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{path} cannot be written: {error.strerror}")
+    made = " (made now)" if packed.is_new_checkpoint else ""
+    out.print(f"{path}: {packed.events} events of request #{request_id}, and the chain")
+    out.print(
+        f"from event {packed.first_seq} to the checkpoint{made} of event {packed.last_seq}, other requests included"
+    )
+    out.print(f"SHA-256 of the pack {packed.sha256}")
+    out.print(f"SHA-256 of its verify.py {packed.verifier_sha256}")
+    out.print(f"public key {packed.public_key}")
 
 
 def _print_events(events: list[dict[str, Any]], form: str) -> None:

@@ -272,8 +272,8 @@ class AuditSettings(DatabaseSettings):
 
     checkpoint_key: Annotated[SecretStr, BeforeValidator(_checkpoint_key)] = Field(
         default=SecretStr(""),
-        description="The private key that signs a checkpoint of the audit every day: 64 hex digits, such as"
-        " `openssl rand -hex 32` prints; empty means none are made",
+        description="The private key that signs a checkpoint of the audit every day, and evidence packs: 64 hex digits,"
+        " such as `openssl rand -hex 32` prints; empty means none are made",
     )
     checkpoint_channel: Annotated[str, BeforeValidator(_channel_id("checkpoints"))] = Field(
         default="", description="The channel that the checkpoints are posted to: its Slack id; needs `CHECKPOINT_KEY`"

@@ -28,7 +28,7 @@ def locked() -> list[dict[str, Any]]:
 # What gets installed
 
 
-def test_the_wheel_carries_the_migrations(tmp_path: Path) -> None:
+def test_the_wheel_carries_the_migrations_and_the_pages(tmp_path: Path) -> None:
     """`bot migrate` runs wherever the bot is installed, and there is no checkout there."""
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
@@ -39,6 +39,7 @@ def test_the_wheel_carries_the_migrations(tmp_path: Path) -> None:
     assert "bot/migrations/env.py" in ours
     assert ours <= packed
     assert {str(path.relative_to(ROOT)) for path in (ROOT / "bot").rglob("*.py")} <= packed
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "bot/audit/templates").iterdir()} <= packed
     assert not any(name.startswith("tests/") or name.endswith(".env") for name in packed)
 
 

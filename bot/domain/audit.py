@@ -56,6 +56,7 @@ class Action(StrEnum):
     AUDIT_VERIFIED = "audit.verified"  #: moves nothing
     AUDIT_CHECKPOINTED = "audit.checkpointed"  #: moves nothing
     AUDIT_RECONCILED = "audit.reconciled"  #: moves nothing
+    EVIDENCE_PACKED = "evidence.packed"  #: moves nothing
 
 
 class Outcome(StrEnum):
