@@ -1,9 +1,12 @@
-"""The command line of the audit: list, show, verify."""
+"""The command line of the audit: list, show, verify, report."""
 
 import json
 import sys
 from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 from rich.table import Table
@@ -95,6 +98,52 @@ def audit_verify(*, witness: TextIO | None, record: bool) -> None:
         fail(f"the audit does not verify: {result.fault}")
     agreed = f"; {result.witnesses} witnesses agree" if witnesses else ""
     out.print(f"{result.events} events verified; the chain ends at {result.head_seq} {result.head_hash}{agreed}")
+
+
+class _Zone(click.ParamType[ZoneInfo]):
+    name = "timezone"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ZoneInfo:
+        if isinstance(value, ZoneInfo):
+            return value
+        try:
+            return ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            self.fail(f"{value!r} is no time zone: write UTC or Asia/Seoul", param, ctx)
+
+
+@audit.command("report")
+@click.option("--month", required=True, metavar="YYYY-MM", help="Which month.")
+@click.option("--timezone", "zone", type=_Zone(), default="UTC", show_default=True, help="Whose days and months.")
+@click.option("--out", "path", type=click.Path(path_type=Path), required=True, help="The HTML file to write.")
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+def audit_report(*, month: str, zone: ZoneInfo, path: Path, force: bool) -> None:
+    """Write the review of a month: one page to read and to print."""
+    from bot.audit.plots import PlotsMissing, require_plots  # noqa: PLC0415
+    from bot.audit.report import CannotRecord, MonthToCome, make_report  # noqa: PLC0415
+    from bot.audit.review import parse_month  # noqa: PLC0415
+    from bot.audit.whole_file import Unwritable  # noqa: PLC0415
+    from bot.domain.audit import Actor  # noqa: PLC0415
+
+    try:
+        wanted = parse_month(month, zone)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--month") from None
+    try:
+        require_plots()
+        with ready_database(read_only=False) as database, progress_shown("verified") as progress:
+            by = Actor(id=f"cli:{login()}")
+            made_with = version("upbit-cancel-bot")
+            report = make_report(database, wanted, out=path, force=force, by=by, version=made_with, progress=progress)
+    except MonthToCome as error:
+        raise click.BadParameter(str(error), param_hint="--month") from None
+    except (PlotsMissing, CannotRecord, Unwritable) as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{path} cannot be written: {error.strerror}")
+    if report.fault is not None:
+        fail(f"the audit does not verify: {report.fault}; {path} says so, too")
+    out.print(f"{path}: {report.events} events of {month} in {zone.key}; SHA-256 {report.sha256}")
 
 
 def _record_verification(store: "SqlStore", result: "Verification") -> None:

@@ -55,6 +55,7 @@ class Action(StrEnum):
     SUMMARY_POSTED = "summary.posted"  #: moves nothing
     AUDIT_VERIFIED = "audit.verified"  #: moves nothing
     AUDIT_CHECKPOINTED = "audit.checkpointed"  #: moves nothing
+    REPORT_MADE = "report.made"  #: moves nothing
 
 
 class Outcome(StrEnum):
