@@ -119,9 +119,9 @@ class _Zone(click.ParamType[ZoneInfo]):
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 def audit_report(*, month: str, zone: ZoneInfo, path: Path, force: bool) -> None:
     """Write the review of a month: one page to read and to print."""
+    from bot.audit.month import parse_month  # noqa: PLC0415
     from bot.audit.plots import PlotsMissing, require_plots  # noqa: PLC0415
     from bot.audit.report import CannotRecord, MonthToCome, make_report  # noqa: PLC0415
-    from bot.audit.review import parse_month  # noqa: PLC0415
     from bot.audit.whole_file import Unwritable  # noqa: PLC0415
     from bot.domain.audit import Actor  # noqa: PLC0415
 

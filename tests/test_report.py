@@ -14,9 +14,11 @@ from months import BEN, EVE, Happened, busy_month, opened, sent_and_canceled, st
 from sqlalchemy import text
 
 from bot.__main__ import main
+from bot.audit.figures import Review
+from bot.audit.month import parse_month
 from bot.audit.plots import bars_plot, days_plot
 from bot.audit.report import MEANINGS, Made, page, review_month
-from bot.audit.review import Review, parse_month, review
+from bot.audit.review import review
 from bot.database.audit_log import AuditLog, Filter, Verification
 from bot.database.engine import Database
 from bot.database.span import span

@@ -13,8 +13,9 @@ import pytest
 from months import Happened, busy_month
 from playwright.sync_api import Browser, Page, Request, sync_playwright
 
+from bot.audit.month import Month, parse_month
 from bot.audit.report import Made, page
-from bot.audit.review import Month, parse_month, review
+from bot.audit.review import review
 from bot.database.audit_log import Verification
 
 NAMES: Final = ("chromium", "chromium-browser", "google-chrome")

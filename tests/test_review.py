@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from months import BEN, CARA, DANA, EVE, MINA, OPS, Happened, opened, sent_and_canceled, step
 
-from bot.audit.review import LARGEST, LONGEST_LIST, OTHERS, TOP, UNKNOWN, Pair, Review, Row, parse_month, review
+from bot.audit.figures import LONGEST_LIST, Pair, Review, Row
+from bot.audit.month import parse_month
+from bot.audit.review import LARGEST, OTHERS, TOP, UNKNOWN, review
 from bot.domain.audit import Action, Actor, Outcome
 from bot.domain.cancel_request import ENDED_STATES, TRANSITIONS, State
 from bot.domain.stored_event import StoredEvent

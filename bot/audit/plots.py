@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from bot.audit.review import BIN_EDGES_S, Day, Row, Wait
+from bot.audit.figures import BIN_EDGES_S, Day, Row, Wait
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

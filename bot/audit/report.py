@@ -11,8 +11,10 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from bot.audit.figures import ALWAYS_LEAST, ALWAYS_SHARE, Review
+from bot.audit.month import Month
 from bot.audit.plots import bars_plot, days_plot, parts_plot, waits_plot
-from bot.audit.review import ALWAYS_LEAST, ALWAYS_SHARE, AT_ONCE, OTHERS, UNKNOWN, Month, Review, review
+from bot.audit.review import AT_ONCE, OTHERS, UNKNOWN, review
 from bot.audit.whole_file import refuse_unwritable, write_whole
 from bot.database.audit_log import AuditLog, Verification
 from bot.database.engine import Database

@@ -1,4 +1,4 @@
-"""What a month of events comes to: the figures of the monthly report. Pure: events in, a Review out.
+"""Counts a month of events. Pure: events in, the figures of a Review out.
 
 The moment of an event decides its month. What a request did in earlier months is asked for when it appears, so that a
 request that was asked for in September and approved in October has its times, its requester and its approvers; what it
@@ -11,26 +11,42 @@ somewhere. Events may have been tampered with, so nothing is taken for granted o
 import heapq
 import json
 import math
-import re
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from itertools import pairwise
 from typing import Any, Final, Generic, TypeVar
-from zoneinfo import ZoneInfo
 
+from bot.audit.figures import (
+    BIN_EDGES_S,
+    LONGEST_LIST,
+    Attempt,
+    Change,
+    Day,
+    Deed,
+    Expired,
+    Large,
+    Listed,
+    Pair,
+    QuickApproval,
+    Refused,
+    Review,
+    Row,
+    Step,
+    Trouble,
+    Wait,
+)
+from bot.audit.month import Month
 from bot.domain.audit import Action, Outcome, Reason
 from bot.domain.cancel_request import ENDED_STATES, TRANSITIONS, State
 from bot.domain.stored_event import StoredEvent
 
 TOP: Final = 20
 """Names in a ranking; what is left stands together in its last row."""
-LONGEST_LIST: Final = 100
-"""Rows of a list; how many there were is told all the same."""
 LARGEST: Final = 10
 MOST_CURRENCIES: Final = 5
 MOST_NAMES: Final = 10_000
@@ -40,310 +56,11 @@ LONGEST_STORY: Final = 20
 
 AT_ONCE: Final = timedelta(seconds=2)
 """Nobody has read a card and the order on it in that time."""
-ALWAYS_LEAST: Final = 5
-ALWAYS_SHARE: Final = 0.8
-"""A pair is worth a look if one person approved so many of the other's requests, and at least this share of them."""
 
 OTHERS: Final = "others"
 UNKNOWN: Final = "unknown"
 
-BIN_EDGES_S: Final = (
-    0.0,
-    0.1,
-    0.2,
-    0.5,
-    1,
-    2,
-    5,
-    10,
-    20,
-    30,
-    60,
-    120,
-    300,
-    600,
-    1200,
-    1800,
-    3600,
-    7200,
-    21_600,
-    86_400,
-)
-"""Where the bins of the waits begin; the last one has no end."""
-
-_MONTH: Final = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])", re.ASCII)
-
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Month:
-    """From its first moment to that of the next month, in the days of a time zone."""
-
-    name: str  #: 2026-10
-    zone: ZoneInfo
-    days: tuple[date, ...]
-    begins: tuple[datetime, ...]  #: of each day, and of the one after the last; in UTC
-
-    @property
-    def begins_at(self) -> datetime:
-        return self.begins[0]
-
-    @property
-    def ends_at(self) -> datetime:
-        return self.begins[-1]
-
-    def day_of(self, moment: datetime) -> int:
-        """Which of the `days` it is."""
-        return min(max(bisect_right(self.begins, moment) - 1, 0), len(self.days) - 1)
-
-    def local(self, moment: datetime) -> datetime:
-        return moment.astimezone(self.zone)
-
-
-def parse_month(name: str, zone: ZoneInfo) -> Month:
-    """Raises ValueError, which says how a month is written."""
-    found = _MONTH.fullmatch(name)
-    year, month = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not 2000 <= year < 9999:  # noqa: PLR2004 - there was no audit before, and time zones fail at the end of time
-        raise ValueError("write a month such as 2026-10")
-    first = date(year, month, 1)
-    next_month = date(year + month // 12, month % 12 + 1, 1)
-    days = tuple(first + timedelta(days=count) for count in range((next_month - first).days))
-    midnights = (datetime(day.year, day.month, day.day, tzinfo=zone) for day in (*days, next_month))
-    return Month(name=name, zone=zone, days=days, begins=tuple(each.astimezone(UTC) for each in midnights))
-
-
-# What is counted and listed
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Listed(Generic[T]):
-    """The first of a list, and how many there were."""
-
-    first: tuple[T, ...]
-    count: int
-
-    @property
-    def left_out(self) -> int:
-        return self.count - len(self.first)
-
-    def followed_by(self, others: "Listed[T]") -> "Listed[T]":
-        return Listed(first=(self.first + others.first)[:LONGEST_LIST], count=self.count + others.count)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Day:
-    date: date
-    canceled: int
-    otherwise: int  #: requests that ended in another way
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """A name and its counts, in the order of the ranking's columns."""
-
-    name: str
-    counts: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Wait:
-    """How long something took, in seconds; 0 where there was none. Percentiles by the nearest rank."""
-
-    name: str
-    count: int
-    p50: float
-    p90: float
-    p99: float
-    longest: float
-    bins: tuple[int, ...]  #: how many fell between each of BIN_EDGES_S and the next one
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Refused:
-    """Clicks, or commands, that did not count."""
-
-    count: int
-    by_reason: tuple[Row, ...]
-    by_person: tuple[tuple[str, str, int], ...]  #: person, reason, how often
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Attempt:
-    """Somebody who tried to approve what they had asked for."""
-
-    seq: int
-    at: datetime
-    person: str
-    request_id: int | None
-    market: str | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QuickApproval:
-    seq: int
-    at: datetime
-    approver: str
-    requester: str
-    request_id: int
-    market: str | None
-    after_s: float  #: since the request was opened
-    value: Decimal | None  #: what remained of the order then, in its quote currency
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pair:
-    requester: str
-    approver: str
-    count: int  #: requests that this approver approved
-    of: int  #: approved requests of this requester
-
-    @property
-    def share(self) -> float:
-        return self.count / self.of
-
-    @property
-    def is_own(self) -> bool:
-        return self.requester == self.approver
-
-    @property
-    def is_notable(self) -> bool:
-        return self.is_own or (self.count >= ALWAYS_LEAST and self.share >= ALWAYS_SHARE)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
-    """What a request came to at some time, and why."""
-
-    at: datetime
-    what: str
-    why: str
-
-
-@dataclass(kw_only=True, slots=True)
-class Trouble:
-    """A request that did not go as hoped after it was approved."""
-
-    request_id: int
-    order_uuid: str | None
-    market: str | None
-    requester: str
-    approvers: tuple[str, ...]
-    asked_at: datetime | None
-    sent_at: datetime | None
-    steps: list[Step]
-    is_over: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Expired:
-    request_id: int
-    order_uuid: str | None
-    market: str | None
-    requester: str
-    asked_at: datetime | None
-    at: datetime
-    approvals: int
-    approvals_required: int | None
-
-
-@dataclass(kw_only=True, slots=True)
-class Large:
-    """A request by the value of its order when it was opened."""
-
-    request_id: int
-    order_uuid: str | None
-    market: str
-    side: str
-    requester: str
-    at: datetime
-    value: Decimal
-    state: str  #: at the end of the month
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Change:
-    """A setting that was another one when the bot started."""
-
-    seq: int
-    at: datetime
-    version: str
-    name: str
-    before: str
-    after: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Deed:
-    """Something that was done to the audit itself, or made of it."""
-
-    seq: int
-    at: datetime
-    action: str
-    actor: str
-    outcome: str
-    facts: str
-    is_notable: bool  #: it found something wrong
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Review:
-    """The figures of a month. Names of people are ids; `people` has the name that Slack gave last."""
-
-    month: Month
-    events: int
-    unreadable: int  #: events whose time or details could not be read: only where somebody tampered with them
-
-    carried_in: int  #: requests of earlier months that were not over
-    created: int
-    ended: int
-    open_at_end: Mapping[str, int]  #: by state
-
-    outcomes: Mapping[str, int]  #: how requests ended: the end states, `settled` by its verdict
-    by_day: tuple[Day, ...]
-    by_market: tuple[Row, ...]  #: ended, canceled
-    by_requester: tuple[Row, ...]  #: asked, ended, canceled
-    by_approver: tuple[Row, ...]  #: approvals, denials, canceled
-    waits: tuple[Wait, ...]
-
-    refused_clicks: Refused
-    refused_commands: Refused
-    refused_requests: tuple[Row, ...]  #: by reason: nobody was asked to approve
-    expired: Listed[Expired]
-    own_attempts: Listed[Attempt]
-    quick_approvals: Listed[QuickApproval]
-    pairs: tuple[Pair, ...]
-    other_pairs: int  #: how many are not listed
-    notable_pairs: int
-    own_approvals: int  #: requests that their own requester approved
-    troubles: Listed[Trouble]  #: those that are not over come first
-    largest: Mapping[str, tuple[Large, ...]]  #: by quote currency
-    without_value: int  #: requests whose order's value cannot be told
-
-    starts: int
-    changes: Listed[Change]
-    deeds: Listed[Deed]
-    failed_deeds: int  #: of them, those that found something wrong
-    checkpoints: int
-
-    people: Mapping[str, str]
-
-    @property
-    def canceled(self) -> int:
-        return self.outcomes.get(State.CANCELED.value, 0)
-
-    def with_unreadable(self, count: int) -> "Review":
-        """The same with so many events that could not even be read from the table."""
-        return replace(self, events=self.events + count, unreadable=self.unreadable + count)
-
-    @property
-    def open_in_all(self) -> int:
-        return sum(self.open_at_end.values())
-
-    @property
-    def unresolved_at_end(self) -> int:
-        return self.open_at_end.get(State.UNRESOLVED.value, 0)
 
 
 def review(
@@ -922,8 +639,6 @@ def _beside(details: Mapping[str, Any], name: str) -> tuple[str, str]:
                     return _text(found)
         return ""
 
-    return of("before", "previous"), of("after", "settings", "configuration") or of_top(details, name)
-
-
-def of_top(details: Mapping[str, Any], name: str) -> str:
-    return _text(details.get(name, details.get(name.lower())))
+    return of("before", "previous"), of("after", "settings", "configuration") or _text(
+        details.get(name, details.get(name.lower()))
+    )
