@@ -39,6 +39,7 @@ def test_the_wheel_carries_the_migrations(tmp_path: Path) -> None:
     assert "bot/migrations/env.py" in ours
     assert ours <= packed
     assert {str(path.relative_to(ROOT)) for path in (ROOT / "bot").rglob("*.py")} <= packed
+    assert "bot/audit/templates/report.html" in packed
     assert not any(name.startswith("tests/") or name.endswith(".env") for name in packed)
 
 

@@ -320,6 +320,15 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert recorded(sqlite) == []
 
 
+def test_a_report_creates_no_database(folder: Path) -> None:
+    """In the wrong folder it would be the report of a quiet month."""
+    typed = ["audit", "report", "--month", "2026-10", "--out", "report.html"]
+    result = CliRunner().invoke(main, typed, env=UNSET, prog_name="bot")
+    assert result.exit_code == 1
+    assert str(folder / "cancels.db") in result.output
+    assert list(folder.iterdir()) == []
+
+
 def test_another_file_is_replaced_only_if_told_so(sqlite: Database, tmp_path: Path) -> None:
     """The page of last month may be the only one."""
     out = tmp_path / "report.html"
