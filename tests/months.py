@@ -237,5 +237,10 @@ def _around(happened: Happened, begins_at: datetime) -> None:
         begins_at + timedelta(days=9), "audit.exported", OPS, file="october.csv", rows=8300, sha256="9f" * 32
     )
     happened.alone(
-        begins_at + timedelta(days=20), "audit.reconciled", OPS, outcome=Outcome.FAILED, orders=412, differences=2
+        begins_at + timedelta(days=20),
+        "audit.reconciled",
+        OPS,
+        outcome=Outcome.FAILED,
+        orders=412,
+        differences=[{"kind": "unrequested", "uuid": "00000000-0000-4000-8000-999999999999", "market": "KRW-BTC"}],
     )

@@ -340,6 +340,27 @@ def test_what_was_made_of_the_audit_is_listed() -> None:
     assert counted.failed_deeds == 2
 
 
+@pytest.mark.parametrize(
+    ("details", "differences"),
+    [
+        ({"orders": 412, "differences": []}, []),
+        (
+            {"differences": [{"order_uuid": "00000000", "kind": "unrequested"}, "another"]},
+            ["kind=unrequested, order_uuid=00000000", "another"],
+        ),
+        (
+            {"differences": 2, "unrequested": [{"uuid": "0001"}], "otherwise": {"ended": [None, 7]}},
+            ["uuid=0001", "", "7"],
+        ),
+    ],
+)
+def test_differences_from_the_exchange_are_listed(details: dict[str, Any], differences: list[str]) -> None:
+    """A cancel that nobody asked for here is what a reconciliation is made for."""
+    happened = Happened()
+    happened.alone("2026-10-05T00:00:00", "audit.reconciled", OPS, **details)
+    assert [each.facts for each in reviewed(happened).differences.first] == differences
+
+
 # Limits
 
 
@@ -357,19 +378,41 @@ def test_rankings_and_lists_end_somewhere_and_say_so() -> None:
 
 
 @pytest.mark.parametrize(
-    "details", ["", "[]", "{", "[" * 100_000, "null", '{"reason": {"a": [1, null]}}', '{"approvals": 7}']
+    ("details", "is_readable"),
+    [
+        ("", False),
+        ("[]", False),
+        ("{", False),
+        ("null", False),
+        ("[" * 100_000, False),
+        ('{"reason": {"a": [1, null]}, "changed": {"a": {"b": []}}}', True),
+        ('{"approvals": 7, "remaining_value": "NaN", "approvals_required": "two"}', True),
+        ('{"remaining_value": "1e999999", "order": [], "changed": 7}', True),
+    ],
 )
-def test_details_that_were_tampered_with_do_not_stop_the_count(details: str) -> None:
+def test_details_that_were_tampered_with_do_not_stop_the_count(details: str, *, is_readable: bool) -> None:
     """The page must be there to say that the chain does not verify."""
     happened = Happened()
     happened.request(1, "2026-10-01T09:00:00", opened(), step(30, APPROVED, BEN), *sent_and_canceled(30))
     happened.request(2, "2026-10-01T09:00:00", opened(), step(30, Action.REQUEST_REFUSED, reason="x"))
     happened.alone("2026-10-02T09:00:00", "bot.started")
     happened.alone("2026-10-02T09:00:00", Action.APPROVAL_REFUSED, EVE)
+    happened.alone("2026-10-02T09:00:00", "audit.reconciled", EVE)
     stored = [event._replace(details=details) for event in happened.stored()]
     counted = review(OCTOBER, stored, before=lambda _: ())
     assert counted.outcomes == {"canceled": 1, "refused": 1}
-    assert bool(counted.unreadable) is not details.startswith("{") or details == "{"
+    assert (counted.unreadable == 0) is is_readable
+
+
+@pytest.mark.parametrize("depth", range(50, 1000, 50))
+def test_details_may_be_nested_however_deeply(depth: int) -> None:
+    """What can be read need not be what can be written."""
+    happened = Happened()
+    happened.alone("2026-10-02T09:00:00", "bot.started")
+    happened.alone("2026-10-02T09:00:00", "audit.reconciled")
+    details = '{"changed":' * depth + "1" + "}" * depth
+    counted = review(OCTOBER, [event._replace(details=details) for event in happened.stored()], before=lambda _: ())
+    assert counted.events == 2
 
 
 # On any month

@@ -193,6 +193,16 @@ class Deed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """What a comparison with the exchange found, as it was written down."""
+
+    seq: int
+    at: datetime
+    kind: str
+    facts: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Review:
     """The figures of a month. Names of people are ids; `people` has the name that Slack gave last."""
 
@@ -230,6 +240,7 @@ class Review:
     changes: Listed[Change]
     deeds: Listed[Deed]
     failed_deeds: int  #: of them, those that found something wrong
+    differences: Listed[Difference]
     checkpoints: int
 
     people: Mapping[str, str]

@@ -14,7 +14,7 @@ import math
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
@@ -28,6 +28,7 @@ from bot.audit.figures import (
     Change,
     Day,
     Deed,
+    Difference,
     Expired,
     Large,
     Listed,
@@ -261,7 +262,7 @@ class _Counting:
         self._expired, self._attempts = _List[Expired](), _List[Attempt]()
         self._quick = _List[QuickApproval]()
         self._troubles, self._unsolved = _List[Trouble](), _List[Trouble]()
-        self._changes, self._deeds = _List[Change](), _List[Deed]()
+        self._changes, self._deeds, self._differences = _List[Change](), _List[Deed](), _List[Difference]()
         self._largest: dict[str, list[tuple[Decimal, int, Large]]] = {}
         self._people: dict[str, str] = {}
         self._counts: dict[str, Callable[[StoredEvent, Mapping[str, Any], _Request], None]] = {
@@ -474,6 +475,9 @@ class _Counting:
             facts=_facts(details),
             is_notable=event.outcome != Outcome.OK or bool(details.get("differences") or details.get("fault")),
         )
+        if event.action == "audit.reconciled":
+            for kind, facts in _items(details):
+                self._differences.add(Difference(seq=event.seq, at=event.occurred_at, kind=kind, facts=facts))
         self._deeds.add(deed)
         self._failed_deeds += deed.is_notable
 
@@ -533,6 +537,7 @@ class _Counting:
             changes=self._changes.result(),
             deeds=self._deeds.result(),
             failed_deeds=self._failed_deeds,
+            differences=self._differences.result(),
             checkpoints=self._checkpoints,
             people=self._people,
         )
@@ -578,7 +583,10 @@ def _text(value: object) -> str:
     """Any JSON value as one short text."""
     if value is None:
         return ""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    except RecursionError:
+        text = "…"
     return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
 
 
@@ -601,6 +609,14 @@ def _facts(details: Mapping[str, Any]) -> str:
         elif value is not None and not isinstance(value, dict):
             facts.append(f"{name}={_text(value)}")
     return _text(", ".join(facts))
+
+
+def _items(details: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What stands in the lists of an event, each with its list's name."""
+    below = [pair for value in details.values() if isinstance(value, dict) for pair in value.items()]
+    for name, value in (*details.items(), *below):
+        if isinstance(value, list):
+            yield from ((_text(name), _facts(each) if isinstance(each, dict) else _text(each)) for each in value)
 
 
 def _changed(details: Mapping[str, Any]) -> list[tuple[str, str, str]]:
