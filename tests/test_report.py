@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from click.testing import CliRunner, Result
-from months import BEN, EVE, Happened, busy_month, opened, sent_and_canceled, step
+from months import BEN, EVE, Happened, Told, busy_month, opened, sent_and_canceled, step
 from sqlalchemy import text
 
 from bot.__main__ import main
@@ -162,6 +162,37 @@ def test_a_month_without_events_says_so() -> None:
     shown = _Page(page(counted(Happened()), verification=SOUND, made=MADE)).text
     assert "Nothing was recorded in this month" in shown
     assert "The whole chain verifies" in shown
+
+
+SPARSE: dict[str, tuple[Told, ...]] = {
+    "asked": (),
+    "opened": (opened(),),
+    "denied": (opened(), step(30, Action.REQUEST_DENIED, BEN)),
+    "approved": (opened(), step(30, Action.REQUEST_APPROVED, BEN)),
+    "refused": (step(1, Action.REQUEST_REFUSED, reason="order_not_found"),),
+    "clicked in vain": (opened(), step(30, Action.APPROVAL_REFUSED, EVE, reason="not_an_approver")),
+    "unresolved": (step(1, Action.REQUEST_APPROVED, BEN), step(2, Action.OUTCOME_UNRESOLVED)),
+}
+
+
+@pytest.mark.parametrize("steps", SPARSE.values(), ids=SPARSE)
+def test_a_month_may_have_anything_in_it_or_not(steps: tuple[Told, ...]) -> None:
+    """Most tables are empty in a quiet month, and the page is whole all the same."""
+    happened = Happened()
+    happened.request(1, "2026-10-05T09:00:00", *steps)
+    html = page(counted(happened), verification=SOUND, made=MADE)
+    assert html.rstrip().endswith("</html>")
+    assert _Page(html).text.count("None.") >= 3
+
+
+def test_a_month_may_be_without_requests() -> None:
+    """Somebody mistyped a command, and somebody verified the audit."""
+    happened = Happened()
+    happened.alone("2026-10-05T09:00:00", Action.COMMAND_REFUSED, EVE, reason="usage")
+    happened.alone("2026-10-05T09:00:00", Action.AUDIT_VERIFIED, EVE, events=1)
+    html = page(counted(happened), verification=SOUND, made=MADE)
+    assert "<svg" not in html
+    assert "No request ended in this month." in html
 
 
 def test_a_month_that_is_not_over_says_so() -> None:

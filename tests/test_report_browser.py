@@ -39,11 +39,16 @@ SOUND: Final = Verification(events=4039, head_seq=4039, head_hash="9f" * 32)
 
 CONTRAST: Final = """
 () => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const known = new Map();
   const channels = (text) => {
-    const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-    canvas.fillStyle = text;
-    canvas.fillRect(0, 0, 1, 1);
-    return [...canvas.getImageData(0, 0, 1, 1).data];
+    if (!known.has(text)) {
+      canvas.clearRect(0, 0, 1, 1);
+      canvas.fillStyle = text;
+      canvas.fillRect(0, 0, 1, 1);
+      known.set(text, [...canvas.getImageData(0, 0, 1, 1).data]);
+    }
+    return known.get(text);
   };
   const luminance = (text) => {
     const [r, g, b] = channels(text).slice(0, 3).map((c) => c / 255)

@@ -142,7 +142,7 @@ def page(counted: Review, *, verification: Verification, made: Made) -> str:
         head=str(head),
         made=made,
         is_over=made.at >= counted.month.ends_at,
-        plots=_plots(counted) if counted.events else {},
+        plots=_plots(counted),
         meanings=MEANINGS,
         at_once_s=int(AT_ONCE.total_seconds()),
         always_least=ALWAYS_LEAST,
@@ -154,8 +154,8 @@ def page(counted: Review, *, verification: Verification, made: Made) -> str:
 
 
 def _plots(counted: Review) -> dict[str, Markup]:
-    """Those that have something to show."""
-    plots = {}
+    """By name; empty where there is nothing to show."""
+    plots = dict.fromkeys(("days", "outcomes", "markets", "waits", "clicks"), "")
     if counted.ended:
         plots["days"] = days_plot(counted.by_day)
         outcomes = list(counted.outcomes.items())
