@@ -9,11 +9,11 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from months import BEN, CARA, DANA, EVE, MINA, OPS, Happened, opened, sent_and_canceled, step
+from months import BEN, CARA, DANA, EVE, MINA, OPS, Happened, canceled, opened, sent_and_canceled, step
 
 from bot.audit.figures import LONGEST_LIST, Pair, Review, Row
 from bot.audit.month import parse_month
-from bot.audit.review import LARGEST, OTHERS, TOP, UNKNOWN, review
+from bot.audit.review import LARGEST, MOST_NAMES, OTHERS, TOP, UNKNOWN, review
 from bot.domain.audit import Action, Actor, Outcome
 from bot.domain.cancel_request import ENDED_STATES, TRANSITIONS, State
 from bot.domain.stored_event import StoredEvent
@@ -164,6 +164,40 @@ def test_an_approval_within_two_seconds_is_listed(october: Review) -> None:
     (quick,) = october.quick_approvals.first
     assert (quick.request_id, quick.approver, quick.requester, quick.after_s) == (3, "U0BEN", "U0CARA", 1.5)
     assert quick.value == Decimal(90000000)
+
+
+def test_only_attempts_at_ones_own_request_are_listed_as_such() -> None:
+    """Who is no approver at all is another matter."""
+    happened = Happened()
+    for number, reason in enumerate(("not_an_approver", "own_request", "already_decided"), start=1):
+        at = f"2026-10-01T09:00:0{number}"
+        happened.request(number, at, opened(), step(60, Action.APPROVAL_REFUSED, DANA, reason=reason))
+    counted = reviewed(happened)
+    assert counted.refused_clicks.count == 3
+    assert [attempt.request_id for attempt in counted.own_attempts.first] == [2]
+
+
+def test_acceptance_is_waited_for_from_the_approval_on() -> None:
+    """A bot that was away for five seconds kept people waiting for six, though Upbit took one."""
+    happened = Happened()
+    sent, accepted = step(35, Action.CANCEL_SENT), step(36, Action.CANCEL_ACCEPTED)
+    happened.request(1, "2026-10-01T09:00:00", opened(), step(30, APPROVED, BEN), sent, accepted)
+    assert reviewed(happened).waits[1].longest == 6
+
+
+def test_an_approval_that_did_not_count_makes_no_pair() -> None:
+    """Ben approved, and was no approver any more when mina and eve did."""
+    happened = Happened()
+    recorded = (step(30, Action.APPROVAL_RECORDED, BEN), step(40, Action.APPROVAL_RECORDED, MINA))
+    approved = step(50, APPROVED, EVE, approvals=["U0MINA", "U0EVE"], not_counted=["U0BEN"])
+    happened.request(1, "2026-10-01T09:00:00", opened(required=2), *recorded, approved, canceled(60))
+    counted = reviewed(happened)
+    assert [pair.approver for pair in counted.pairs] == ["U0EVE", "U0MINA"]
+    assert {row.name: row.counts for row in counted.by_approver} == {
+        "U0BEN": (1, 0, 0),
+        "U0EVE": (1, 0, 1),
+        "U0MINA": (1, 0, 1),
+    }
 
 
 @pytest.mark.parametrize(("after_s", "listed"), [(2.9, 1), (3.0, 1), (3.1, 0)])
@@ -375,6 +409,20 @@ def test_rankings_and_lists_end_somewhere_and_say_so() -> None:
     assert (len(counted.expired.first), counted.expired.count, counted.expired.left_out) == (LONGEST_LIST, 130, 30)
     assert len(counted.by_requester) == TOP + 1
     assert counted.by_requester[-1] == Row(name=OTHERS, counts=(110, 110, 0))
+
+
+def test_names_are_told_apart_up_to_a_limit() -> None:
+    """Whoever can make up names must not fill the memory; what is left over is counted all the same."""
+    happened = Happened()
+    happened.alone("2026-10-01T09:00:00", Action.COMMAND_REFUSED, EVE, reason="usage")
+    (event,) = happened.stored()
+    many = MOST_NAMES + 50
+    events = (event._replace(actor=f"U{n}", actor_name="x", details=f'{{"reason": "r{n}"}}') for n in range(many))
+    counted = review(OCTOBER, events, before=lambda _: ())
+    assert counted.refused_commands.count == many
+    assert counted.refused_commands.by_reason[-1] == Row(name=OTHERS, counts=(many - 100,))
+    assert sum(count for *_, count in counted.refused_commands.by_person) == many
+    assert len(counted.people) == MOST_NAMES
 
 
 @pytest.mark.parametrize(
