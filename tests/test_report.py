@@ -3,7 +3,9 @@
 import hashlib
 import re
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -16,8 +18,8 @@ from sqlalchemy import text
 from bot.__main__ import main
 from bot.audit.figures import Review
 from bot.audit.month import parse_month
-from bot.audit.plots import bars_plot, days_plot
-from bot.audit.report import MEANINGS, Made, page, review_month
+from bot.audit.plots import bars_plot, days_plot, waits_plot
+from bot.audit.report import MEANINGS, Made, _amount, _lasted, page, review_month
 from bot.audit.review import review
 from bot.database.audit_log import AuditLog, Filter, Verification
 from bot.database.engine import Database
@@ -280,6 +282,37 @@ def test_plots_are_drawn_of_any_label() -> None:
     assert "<script>" not in drawn
     assert "a" * 28 not in drawn
     assert days_plot(counted(Happened()).by_day).count("<svg") == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "written"),
+    [(0, "0.00 s"), (0.314, "0.31 s"), (9.99, "9.99 s"), (12.34, "12.3 s"), (59.9, "59.9 s"), (60, "1 m 0 s"),
+     (250.4, "4 m 10 s"), (3600, "1 h 0 m"), (7530, "2 h 5 m"), (273_700, "3 d 4 h")],
+)  # fmt: skip
+def test_lengths_of_time_are_written_as_people_say_them(seconds: float, written: str) -> None:
+    """Seconds where they matter, and nobody divides by 86,400."""
+    assert _lasted(seconds) == written
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [("0", "0"), ("95000000.0", "95,000,000"), ("1E+8", "100,000,000"), ("0.00012300", "0.000123"),
+     ("1234.50", "1,234.5"), ("1." + "0" * 40 + "1", "1." + "0" * 40 + "1")],
+)  # fmt: skip
+def test_amounts_are_written_whole(value: str, written: str) -> None:
+    """No digit is lost, and none is added."""
+    assert _amount(Decimal(value)) == written
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.05, 1.0, 90.0, 86_400.0, 1e7])
+def test_waits_of_any_length_are_drawn(after_s: float) -> None:
+    """Also where one lasted for months."""
+    happened = Happened()
+    happened.request(1, "2026-10-01T00:00:00", opened(0), step(0, Action.REQUEST_APPROVED, BEN))
+    (wait, *_) = counted(happened).waits
+    drawn = waits_plot([replace(wait, p50=after_s, p90=after_s, longest=after_s)])
+    assert "p50" in drawn
+    assert "nan" not in drawn
 
 
 # The command

@@ -303,6 +303,19 @@ def test_troubles_are_told_with_their_causes_and_their_ends() -> None:
     assert counted.unresolved_at_end == 1
 
 
+def test_what_is_heard_late_of_a_request_that_is_over_opens_it_not_again() -> None:
+    """An answer may come after the verdict, and a click after that."""
+    happened = Happened()
+    late = (
+        step(60, Action.CANCEL_DOUBTED, error="x"),
+        step(70, Action.APPROVAL_REFUSED, EVE, reason="already_decided"),
+    )
+    happened.request(1, "2026-10-01T09:00:00", opened(), step(30, APPROVED, BEN), *sent_and_canceled(30), *late)
+    counted = reviewed(happened)
+    assert (counted.created, counted.ended, counted.carried_in, counted.open_in_all) == (1, 1, 0, 0)
+    assert counted.refused_clicks.count == 1
+
+
 def test_an_empty_month_still_knows_what_is_unresolved() -> None:
     """Nobody did anything in November; the request of August is as open as before."""
     counted = reviewed(troubled(), "2026-11")

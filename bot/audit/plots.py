@@ -8,6 +8,7 @@ What is drawn is the same for the same figures: there is no time in it, and ids 
 import io
 import re
 import warnings
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -185,12 +186,12 @@ def _count_axis(axis: Any, axes: "Axes", *, top: float, ticks: int = 4) -> None:
 
 
 def _bin_place(seconds: float) -> float:
-    """Where a time stands on the axis of bins, in between by its share of the bin."""
-    for place, (start, until) in enumerate(zip(BIN_EDGES_S, (*BIN_EDGES_S[1:], float("inf")), strict=True)):
-        if seconds < until:
-            width = until - start
-            return place + (min((seconds - start) / width, 1.0) if width != float("inf") else 0.5)
-    return float(len(BIN_EDGES_S))
+    """Where a time stands on the axis of bins: in between by its share of the bin; in the last one in the middle."""
+    place = max(bisect_right(BIN_EDGES_S, seconds) - 1, 0)
+    if place == len(BIN_EDGES_S) - 1:
+        return place + 0.5
+    start, until = BIN_EDGES_S[place], BIN_EDGES_S[place + 1]
+    return place + (seconds - start) / (until - start)
 
 
 def _seconds(edge: float) -> str:

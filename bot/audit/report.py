@@ -212,8 +212,8 @@ def _percent(share: float) -> str:
 
 
 def _amount(value: Decimal) -> str:
-    whole = value == value.to_integral_value()
-    return f"{value:,.0f}" if whole else f"{value.normalize():,f}"
+    written = f"{value:,f}"
+    return written.rstrip("0").rstrip(".") if "." in written else written
 
 
 def _lasted(seconds: float) -> str:
