@@ -7,11 +7,13 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Select, Text, func, select, type_coerce
 
-from bot.database.audit_log import READ_ROWS
 from bot.database.engine import Database
 from bot.database.schema import UtcTime, audit_events
 from bot.domain.audit import Action
 from bot.domain.stored_event import StoredEvent
+
+READ_ROWS: Final = 1000
+"""Rows held in memory at a time."""
 
 MAX_EVENTS_OF_REQUEST: Final = 10_000
 MAX_UNRESOLVED: Final = 10_000
