@@ -137,7 +137,9 @@ def audit_report(*, month: str, zone: ZoneInfo, path: Path, force: bool) -> None
             report = make_report(database, wanted, out=path, force=force, by=by, version=made_with, progress=progress)
     except MonthToCome as error:
         raise click.BadParameter(str(error), param_hint="--month") from None
-    except (PlotsMissing, CannotRecord, Unwritable) as error:
+    except Unwritable as error:
+        raise click.BadParameter(str(error), param_hint="--out") from None
+    except (PlotsMissing, CannotRecord) as error:
         fail(str(error))
     except OSError as error:
         fail(f"{path} cannot be written: {error.strerror}")

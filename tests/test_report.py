@@ -365,9 +365,9 @@ def test_a_broken_chain_is_told_by_page_and_status(sqlite: Database, tmp_path: P
         (["--timezone", "Asia/Nowhere"], 2, "write UTC or Asia/Seoul"),
         (["--timezone", "../../etc/passwd"], 2, "is no time zone"),
         (["--timezone", "Asia"], 2, "is no time zone"),
-        (["--out", "missing/report.html"], 1, "there is no folder missing"),
-        (["--out", "."], 1, ". is a folder: name a file"),
-        (["--out", "there.html"], 1, "there.html is there already: name another file, or say --force"),
+        (["--out", "missing/report.html"], 2, "there is no folder missing"),
+        (["--out", "."], 2, ". is a folder: name a file"),
+        (["--out", "there.html"], 2, "there.html is there already: name another file, or add --force"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(

@@ -18,7 +18,7 @@ def refuse_unwritable(path: Path, *, force: bool) -> None:
     if not path.parent.is_dir():
         raise Unwritable(f"there is no folder {path.parent}")
     if path.exists() and not force:
-        raise Unwritable(f"{path} is there already: name another file, or say --force")
+        raise Unwritable(f"{path} is there already: name another file, or add --force")
 
 
 def write_whole(path: Path, content: bytes, *, force: bool, before_naming: Callable[[str], None]) -> str:
