@@ -1,4 +1,4 @@
-"""The command line of the audit: list, show, verify, checkpoint, reconcile, evidence."""
+"""The command line of the audit: list, show, verify, checkpoint, reconcile, evidence, report."""
 
 import csv
 import json
@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 from rich.table import Table
@@ -24,7 +25,6 @@ from bot.terminal import (
     progress_shown,
     ready_database,
     visible,
-    whole_file,
 )
 
 if TYPE_CHECKING:
@@ -177,6 +177,18 @@ def _found(result: "Verification", *, is_witnessed: bool, checkpoints: "Sequence
         yield f"{result.too_old} are older than what is left, and could not be compared"
 
 
+class _Zone(click.ParamType[ZoneInfo]):
+    name = "timezone"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ZoneInfo:
+        if isinstance(value, ZoneInfo):
+            return value
+        try:
+            return ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            self.fail(f"{value!r} is no time zone: write UTC or Asia/Seoul", param, ctx)
+
+
 def _record_verification(store: "SqlStore", result: "Verification") -> None:
     from bot.domain.audit import Action, Actor, Outcome  # noqa: PLC0415
 
@@ -242,6 +254,7 @@ def _checkpoints(file: TextIO, public_keys: tuple[str, ...]) -> "tuple[Checkpoin
 def audit_checkpoint(*, path: Path | None, force: bool) -> None:
     """Sign the end of the chain, once it is verified, with CHECKPOINT_KEY."""
     from bot.audit.signing import Signer  # noqa: PLC0415
+    from bot.audit.whole_file import Unwritable, refuse_unwritable, write_whole  # noqa: PLC0415
     from bot.database.checkpoints import Checkpoints  # noqa: PLC0415
     from bot.domain.audit import Actor  # noqa: PLC0415
     from bot.domain.errors import AuditBroken  # noqa: PLC0415
@@ -252,10 +265,11 @@ def audit_checkpoint(*, path: Path | None, force: bool) -> None:
         raise click.UsageError(
             "CHECKPOINT_KEY is empty: set it to 64 hex digits, such as `openssl rand -hex 32` prints"
         )
-    if path is not None and path.exists() and not force:
-        raise click.UsageError(f"{path} is there already: name another file, or add --force")
-    if path is not None and not path.absolute().parent.is_dir():
-        raise click.UsageError(f"there is no folder {path.absolute().parent}")
+    if path is not None:
+        try:
+            refuse_unwritable(path, force=force)
+        except Unwritable as error:
+            raise click.UsageError(str(error)) from None
     signer, actor = Signer(private_key), Actor(id=f"cli:{login()}")
     try:
         with ready_database(read_only=False) as database, progress_shown("verified") as progress:
@@ -269,11 +283,11 @@ def audit_checkpoint(*, path: Path | None, force: bool) -> None:
         click.echo(str(signed))
         return
     try:
-        with whole_file(path) as file:
-            file.write(f"{signed}\n")
-    except OSError as error:
+        write_whole(path, f"{signed}\n".encode(), force=force)
+    except (Unwritable, OSError) as error:
         click.echo(str(signed))
-        fail(f"{path} could not be written ({error.strerror}): the line above is the checkpoint")
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        fail(f"{path} could not be written ({why}): the line above is the checkpoint")
 
 
 @audit.command("reconcile")
@@ -351,8 +365,9 @@ def _sum_up(result: "Reconciliation") -> None:
 @click.option("--force", is_flag=True, help="Replace FILE.")
 def audit_evidence(*, request_id: int, path: Path, force: bool) -> None:
     """Pack what happened to one request, signed with CHECKPOINT_KEY, so that anybody can check it."""
-    from bot.audit.evidence import CannotPack, Unwritable, pack_evidence  # noqa: PLC0415
+    from bot.audit.evidence import CannotPack, pack_evidence  # noqa: PLC0415
     from bot.audit.signing import Signer  # noqa: PLC0415
+    from bot.audit.whole_file import Unwritable  # noqa: PLC0415
     from bot.domain.audit import Actor  # noqa: PLC0415
 
     private_key = audit_settings().checkpoint_key.get_secret_value()
@@ -383,6 +398,42 @@ def audit_evidence(*, request_id: int, path: Path, force: bool) -> None:
     out.print(f"SHA-256 of the pack {packed.sha256}")
     out.print(f"SHA-256 of its verify.py {packed.verifier_sha256}")
     out.print(f"public key {packed.public_key}")
+
+
+@audit.command("report")
+@click.option("--month", required=True, metavar="YYYY-MM", help="Which month.")
+@click.option("--timezone", "zone", type=_Zone(), default="UTC", show_default=True, help="Whose days and months.")
+@click.option("--out", "path", type=click.Path(path_type=Path), required=True, help="The HTML file to write.")
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+def audit_report(*, month: str, zone: ZoneInfo, path: Path, force: bool) -> None:
+    """Write the review of a month: one page to read and to print."""
+    from bot.audit.month import parse_month  # noqa: PLC0415
+    from bot.audit.plots import PlotsMissing, require_plots  # noqa: PLC0415
+    from bot.audit.report import CannotRecord, MonthToCome, make_report  # noqa: PLC0415
+    from bot.audit.whole_file import Unwritable  # noqa: PLC0415
+    from bot.domain.audit import Actor  # noqa: PLC0415
+
+    try:
+        wanted = parse_month(month, zone)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--month") from None
+    try:
+        require_plots()
+        with ready_database(read_only=False) as database, progress_shown("verified") as progress:
+            by = Actor(id=f"cli:{login()}")
+            made_with = version("upbit-cancel-bot")
+            report = make_report(database, wanted, out=path, force=force, by=by, version=made_with, progress=progress)
+    except MonthToCome as error:
+        raise click.BadParameter(str(error), param_hint="--month") from None
+    except Unwritable as error:
+        raise click.BadParameter(str(error), param_hint="--out") from None
+    except (PlotsMissing, CannotRecord) as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{path} cannot be written: {error.strerror}")
+    if report.fault is not None:
+        fail(f"the audit does not verify: {report.fault}; {path} says so, too")
+    out.print(f"{path}: {report.events} events of {month} in {zone.key}; SHA-256 {report.sha256}")
 
 
 def _print_events(events: list[dict[str, Any]], form: str) -> None:

@@ -11,17 +11,16 @@ import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any, Final
 
 from bot.audit import verify_evidence
 from bot.audit.evidence_page import Facts, render, visible
 from bot.audit.signing import Signer, is_signed
+from bot.audit.whole_file import beside, refuse_unwritable
 from bot.database.checkpoints import Checkpoints
 from bot.database.engine import Database
 from bot.database.request_span import Link, RequestSpan
@@ -41,10 +40,6 @@ _COLUMNS: Final = tuple(name for name in audit_events.columns.keys() if name != 
 
 class CannotPack(Exception):
     """There is no pack; the text says why and what to do."""
-
-
-class Unwritable(Exception):
-    """No file can or may be written there; the text says why and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,9 +62,9 @@ def pack_evidence(  # noqa: PLR0913 - where, what, for whom, by what
 
     Raises Unwritable, CannotPack, StoreError, OSError; then there is no file.
     """
-    _refuse_unwritable(out, force=force)
+    refuse_unwritable(out, force=force)
     signed, is_new = _covering(database, request_id, signer, actor=actor)
-    with _beside(out) as path:
+    with beside(out) as path:
         written = _Writer(database, request_id, signed=signed, signer=signer, actor=actor, version=version).write(path)
         _refuse_unsound(path)
         sha256 = _kept(path)
@@ -87,7 +82,7 @@ def pack_evidence(  # noqa: PLR0913 - where, what, for whom, by what
                     "checkpoint": signed.as_json(),
                 },
             )
-        _refuse_unwritable(out, force=force)
+        refuse_unwritable(out, force=force)
         path.replace(out)
     return Packed(
         events=written.events,
@@ -267,23 +262,3 @@ def _kept(path: Path) -> str:
         for part in iter(lambda: file.read(READ_BYTES), b""):
             digest.update(part)
     return digest.hexdigest()
-
-
-def _refuse_unwritable(path: Path, *, force: bool) -> None:
-    if path.is_dir():
-        raise Unwritable(f"{path} is a folder: name a file")
-    if not path.absolute().parent.is_dir():
-        raise Unwritable(f"there is no folder {path.absolute().parent}")
-    if path.exists() and not force:
-        raise Unwritable(f"{path} is there already: name another file, or add --force")
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A file beside, which only its owner may read, and which is gone afterwards unless it was renamed."""
-    with NamedTemporaryFile(dir=path.absolute().parent, prefix=f".{path.name}.", delete=False) as file:
-        beside = Path(file.name)
-        try:
-            yield beside
-        finally:
-            beside.unlink(missing_ok=True)

@@ -57,6 +57,7 @@ class Action(StrEnum):
     AUDIT_CHECKPOINTED = "audit.checkpointed"  #: moves nothing
     AUDIT_RECONCILED = "audit.reconciled"  #: moves nothing
     EVIDENCE_PACKED = "evidence.packed"  #: moves nothing
+    REPORT_MADE = "report.made"  #: moves nothing
 
 
 class Outcome(StrEnum):
