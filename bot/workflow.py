@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final, Literal, Protocol, TypeVar, assert_never
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar, assert_never
 
 from bot.domain.answer import (
     Accepted,
@@ -273,19 +273,27 @@ class Quotations(Protocol):
         ...
 
 
+class Posted(NamedTuple):
+    """A message that Slack has taken."""
+
+    channel_id: str
+    ts: str
+    permalink: str | None  #: None while the workspace's own address is not known
+
+
 class Messenger(Protocol):
     """What the workflow needs of Slack. Every verb raises CannotPost or TryLater."""
 
-    def post_card(self, request: CancelRequest) -> tuple[str, str]:
-        """Post the card where it goes; returns its channel and ts."""
+    def post_card(self, request: CancelRequest) -> Posted:
+        """Post the card where it goes."""
         ...
 
     def redraw_card(self, request: CancelRequest, *, channel_id: str, ts: str) -> None:
         """Draw the card anew from the request."""
         ...
 
-    def post_verdict(self, request: CancelRequest) -> str:
-        """Post the summary in the card's thread; returns its ts."""
+    def post_verdict(self, request: CancelRequest) -> Posted:
+        """Post the summary in the card's thread."""
         ...
 
     def post_reminder(self, request: CancelRequest, *, may_still_approve: Sequence[str]) -> None:
@@ -750,6 +758,8 @@ class CancelWorkflow:
         if request.card_ts is None:
             self._tell_where_card_is(tx)
             tx.change(redraw=True, card_channel_id=click.channel_id, card_ts=click.message_ts)
+            details: dict[str, Json] = {"ts": click.message_ts, "seen_in": "click"}
+            tx.record(Action.CARD_POSTED, details=details)
         elif click.message_ts == request.card_ts:
             if request.state is not State.PENDING:
                 tx.change(redraw=True)
@@ -1429,14 +1439,17 @@ class CancelWorkflow:
             return
         if request.card_ts is None:
             try:
-                channel_id, ts = self._messenger.post_card(request)
+                posted = self._messenger.post_card(request)
             except CannotPost as error:
                 self._give_up_card(request.id, error)
                 return
             with self._store.transaction(request.id) as tx:
+                is_news = _locked(tx).card_ts is None  # else a click on it came first
                 self._tell_where_card_is(tx)
-                tx.change(card_channel_id=channel_id, card_ts=ts, response_url=None)
-            request = replace(request, card_channel_id=channel_id, card_ts=ts)
+                tx.change(card_channel_id=posted.channel_id, card_ts=posted.ts, response_url=None)
+                if is_news:
+                    tx.record(Action.CARD_POSTED, details=_posted_json(posted))
+            request = replace(request, card_channel_id=posted.channel_id, card_ts=posted.ts)
             self._redraw(request)
         elif request.card_shown_revision < request.revision:
             self._redraw(request)
@@ -1474,20 +1487,22 @@ class CancelWorkflow:
                 self._record_said(tx, request, error=error.error)
 
     def _say(self, request: CancelRequest) -> None:
+        posted: Posted | None = None
         error = None
-        ts: str | None = None
         try:
-            ts = self._messenger.post_verdict(request)
+            posted = self._messenger.post_verdict(request)
         except CannotPost as refusal:
             error = refusal.error
         with self._store.transaction(request.id) as tx:
-            self._record_said(tx, request, ts=ts, error=error)
+            self._record_said(tx, request, posted=posted, error=error)
 
     @staticmethod
     def _record_said(
-        tx: Transaction, request: CancelRequest, *, ts: str | None = None, error: str | None = None
+        tx: Transaction, request: CancelRequest, *, posted: Posted | None = None, error: str | None = None
     ) -> None:
-        details: dict[str, Json] = {"state": request.state.value, "ts": ts}
+        details: dict[str, Json] = {"state": request.state.value}
+        if posted is not None:
+            details |= _posted_json(posted)
         if error is not None:
             details["error"] = error
             tx.tell(Notice(kind=NoticeKind.VERDICT, user_id=request.requester.id, channel_id=request.channel_id))
@@ -1645,6 +1660,10 @@ def _frozen(prices: BestPrices | NoPrices, now: datetime) -> tuple[Quote | None,
         return None, {"error": prices.cause}
     quote = Quote(bid=prices.bid, ask=prices.ask, quoted_at=now)
     return quote, dict(quote.to_json())
+
+
+def _posted_json(posted: Posted) -> dict[str, Json]:
+    return {"ts": posted.ts, "permalink": posted.permalink}
 
 
 def _call_json(call: Call) -> Json:

@@ -20,7 +20,7 @@ from bot.domain.cancel_request import CancelRequest, DecisionKind
 from bot.domain.errors import NothingDone
 from bot.domain.order import Order
 from bot.domain.quote import BestPrices, NoPrices
-from bot.workflow import CancelWorkflow, Click, Command, Groups, Notice
+from bot.workflow import CancelWorkflow, Click, Command, Groups, Notice, Posted
 
 T = TypeVar("T")
 
@@ -176,14 +176,14 @@ class FixedPrices:
 class SilentMessenger:
     """A Slack that takes everything."""
 
-    def post_card(self, request: CancelRequest) -> tuple[str, str]:
-        return request.card_goes_to, "1790000000.000100"
+    def post_card(self, request: CancelRequest) -> Posted:
+        return Posted(request.card_goes_to, "1790000000.000100", permalink=None)
 
     def redraw_card(self, request: CancelRequest, *, channel_id: str, ts: str) -> None:
         pass
 
-    def post_verdict(self, request: CancelRequest) -> str:
-        return "1790000000.000200"
+    def post_verdict(self, request: CancelRequest) -> Posted:
+        return Posted(request.card_goes_to, "1790000000.000200", permalink=None)
 
     def post_reminder(self, request: CancelRequest, *, may_still_approve: Sequence[str]) -> None:
         pass

@@ -195,7 +195,8 @@ class Journey:
         return [dict(each) for each in AuditLog(self._database).list(wanted, limit=100_000, newest_first=False)]
 
     def actions(self, request_id: int) -> list[str]:
-        return [event["action"] for event in self.events(request_id)]
+        """In their order, but for `card.posted`: a click may come before the bot knows that Slack has the card."""
+        return [event["action"] for event in self.events(request_id) if event["action"] != "card.posted"]
 
     def audited(self, request_id: int, action: str) -> dict[str, Any]:
         """The event, once it is written."""

@@ -54,7 +54,7 @@ from bot.domain.errors import CannotPost, CommitInDoubt, IllegalTransition, Noth
 from bot.domain.order import Order
 from bot.domain.quote import BestPrices, NoPrices
 from bot.domain.tiers import parse_tiers
-from bot.workflow import CancelWorkflow, Click, Command, Notice, NoticeKind, settle
+from bot.workflow import CancelWorkflow, Click, Command, Notice, NoticeKind, Posted, settle
 
 START: Final = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
 TEAM: Final = "T0SIM"
@@ -333,7 +333,7 @@ class SimulatedSlack:
         self.is_away = False
         self._ts = 0
 
-    def post_card(self, request: CancelRequest) -> tuple[str, str]:
+    def post_card(self, request: CancelRequest) -> Posted:
         lost = self._call("slack.post_card", request)
         if request.card_goes_to == "C0CLOSED":
             raise CannotPost("not_in_channel")
@@ -341,21 +341,21 @@ class SimulatedSlack:
         place = (request.card_goes_to, f"{self._ts}.000")
         self.cards[place] = (request.id, request.state)
         self._after(lost)
-        return place
+        return Posted(*place, permalink=None)
 
     def redraw_card(self, request: CancelRequest, *, channel_id: str, ts: str) -> None:
         lost = self._call("slack.redraw_card", request)
         self.cards[channel_id, ts] = (request.id, request.state)
         self._after(lost)
 
-    def post_verdict(self, request: CancelRequest) -> str:
+    def post_verdict(self, request: CancelRequest) -> Posted:
         told = (request.id, request.state)
         lost = self._call("slack.post_verdict", request)
         self._ts += 1
         self.verdicts[told] += 1
         self.unwritten = told
         self._after(lost)
-        return f"{self._ts}.000"
+        return Posted(request.card_goes_to, f"{self._ts}.000", permalink=None)
 
     def forgotten(self) -> None:
         """What went wrong between Slack's answer and our commit excuses one repetition."""

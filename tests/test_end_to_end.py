@@ -101,8 +101,16 @@ def test_a_cancel_is_asked_for_approved_sent_once_and_told(journey: Journey) -> 
     assert delete.effective
     assert journey.exchange.order(uuid)["state"] == "cancel"
 
-    journey.audited(asked.id, "summary.posted")
-    events = journey.events(asked.id)
+    said = journey.audited(asked.id, "summary.posted")
+    (summary,) = journey.slack.thread(asked.card.channel, asked.card.ts)
+    assert (said["channel_id"], said["details"]["ts"]) == (summary.channel, summary.ts)
+    assert (
+        said["details"]["permalink"]
+        == f"https://playground.slack.com/archives/{summary.channel}/p{summary.ts.replace('.', '')}"
+    )
+    posted = journey.audited(asked.id, "card.posted")
+    assert (posted["channel_id"], posted["details"]["ts"]) == (asked.card.channel, asked.card.ts)
+    events = [event for event in journey.events(asked.id) if event["action"] != "card.posted"]
     assert [(event["action"], event["actor"]) for event in events] == [
         ("request.created", DANA.id),
         ("request.opened", "system"),

@@ -275,7 +275,10 @@ def test_the_page_stands_alone(sqlite_desk: Desk, tmp_path: Path) -> None:
     assert html.startswith("<!doctype html>")
     assert {"style", "table", "article"} <= parsed(html).tags
     assert "default-src 'none'" in html
-    assert not re.search(r"https?:|url\(|@import", html)
+    told = re.findall(r"<code>(https://playground[.]slack[.]com/archives/C0DESK/p[0-9]+)</code>", html)
+    assert [address[-5:] for address in told] == ["p1000", "p2000"]
+    assert len(re.findall(r"https?:", html)) == len(re.findall("https://playground", html))
+    assert not re.search(r"url\(|@import", html)
     assert "prefers-color-scheme: dark" in html
     assert "@media print" in html
 
@@ -316,7 +319,7 @@ def test_a_flood_of_clicks_makes_no_endless_page(sqlite_desk: Desk, tmp_path: Pa
             chain.append(click, occurred_at=START + timedelta(minutes=1))
         chain.write_head()
     files = pack(sqlite_desk, request_id, tmp_path)
-    assert len(objects(files["events.jsonl"])) == MAX_SHOWN + 52
+    assert len(objects(files["events.jsonl"])) == MAX_SHOWN + 53
     assert "50 events are left out here" in words(page(files))
     assert page(files).count("<code>approval.refused</code>") == MAX_SHOWN
     assert faults(tmp_path, files) == []

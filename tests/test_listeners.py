@@ -42,7 +42,7 @@ from bot.slack.listeners import (
     parse_text,
 )
 from bot.slack.notifier import Identity
-from bot.workflow import CancelWorkflow, Lane, Lease, Notice, NoticeKind, Transaction, Watched
+from bot.workflow import CancelWorkflow, Lane, Lease, Notice, NoticeKind, Posted, Transaction, Watched
 
 UUID = "cdd92199-2897-4e14-9448-f923320408ad"
 OTHER_UUID = "9ca023a5-851b-4fec-9f0a-48cd83c2eaae"
@@ -450,13 +450,13 @@ class Nobody:
     def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
         raise NotImplementedError
 
-    def post_card(self, request: CancelRequest) -> tuple[str, str]:
+    def post_card(self, request: CancelRequest) -> Posted:
         raise NotImplementedError
 
     def redraw_card(self, request: CancelRequest, *, channel_id: str, ts: str) -> None:
         raise NotImplementedError
 
-    def post_verdict(self, request: CancelRequest) -> str:
+    def post_verdict(self, request: CancelRequest) -> Posted:
         raise NotImplementedError
 
     def post_reminder(self, request: CancelRequest, *, may_still_approve: Sequence[str]) -> None:

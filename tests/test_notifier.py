@@ -112,7 +112,7 @@ def refused_click(**changes: object) -> Notice:
 
 
 def posted(workspace: SlackWorkspace, notifier: Notifier) -> Message:
-    channel, ts = notifier.post_card(PENDING)
+    channel, ts, _ = notifier.post_card(PENDING)
     card = workspace.message(channel, ts)
     assert card is not None
     return card
@@ -126,7 +126,7 @@ def test_a_card_is_posted_in_the_channel_that_was_frozen_with_the_request(
 ) -> None:
     """Not where the command was typed; its thread is there, too."""
     elsewhere = replace(PENDING, approvals_channel_id="C0CARDS")
-    channel, ts = notifier.post_card(elsewhere)
+    channel, ts, _ = notifier.post_card(elsewhere)
     assert channel == "C0CARDS"
     ended = replace(elsewhere, state=State.DENIED, card_channel_id=channel, card_ts=ts)
     notifier.post_verdict(ended)
@@ -368,10 +368,10 @@ def test_the_verdict_goes_into_the_cards_thread(workspace: SlackWorkspace, notif
     """Whoever reads the card finds what came of it under it."""
     card = posted(workspace, notifier)
 
-    ts = notifier.post_verdict(replace(DENIED, card_channel_id=card.channel, card_ts=card.ts))
+    told = notifier.post_verdict(replace(DENIED, card_channel_id=card.channel, card_ts=card.ts))
 
     (verdict,) = workspace.thread(card.channel, card.ts)
-    assert verdict.ts == ts
+    assert told == (card.channel, verdict.ts, None)
     assert "Denied" in verdict.text
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from operator import itemgetter
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -206,6 +207,17 @@ def test_two_seconds_are_counted_from_the_card(after_s: float, listed: int) -> N
     """It was opened one second after it was asked for."""
     happened = Happened()
     happened.request(1, "2026-10-01T09:00:00", opened(1), step(after_s, APPROVED, BEN))
+    assert reviewed(happened).quick_approvals.count == listed
+
+
+@pytest.mark.parametrize(
+    ("card_s", "after_s", "listed"), [(20.0, 22.0, 1), (20.0, 22.1, 0), (4.0, 3.5, 0), (4.0, 2.5, 1)]
+)
+def test_a_late_card_is_what_counts(card_s: float, after_s: float, listed: int) -> None:
+    """Slack may have taken the card long after the request was opened; nobody reads before that."""
+    happened = Happened()
+    steps = sorted([step(card_s, Action.CARD_POSTED), step(after_s, APPROVED, BEN)], key=itemgetter(0))
+    happened.request(1, "2026-10-01T09:00:00", opened(1), *steps)
     assert reviewed(happened).quick_approvals.count == listed
 
 

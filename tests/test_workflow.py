@@ -50,7 +50,7 @@ from bot.domain.errors import CannotPost, IllegalTransition, NothingDone, TryLat
 from bot.domain.order import Order
 from bot.domain.quote import BestPrices, NoPrices, Quote
 from bot.domain.tiers import parse_tiers
-from bot.workflow import CancelWorkflow, Lane, Lease, Notice, NoticeKind, settle
+from bot.workflow import CancelWorkflow, Lane, Lease, Notice, NoticeKind, Posted, settle
 
 GET = call()
 DELETE = call(method="DELETE")
@@ -125,19 +125,19 @@ class ScriptedSlack:
         if errors:
             raise errors.pop(0)
 
-    def post_card(self, request: CancelRequest) -> tuple[str, str]:
+    def post_card(self, request: CancelRequest) -> Posted:
         self._may_fail("post_card")
         self.cards.append((request.card_goes_to, "1.000", request.state))
-        return request.card_goes_to, "1.000"
+        return Posted(request.card_goes_to, "1.000", permalink="https://playground.slack.com/archives/C0DESK/p1000")
 
     def redraw_card(self, request: CancelRequest, *, channel_id: str, ts: str) -> None:
         self._may_fail("redraw_card")
         self.cards.append((channel_id, ts, request.state))
 
-    def post_verdict(self, request: CancelRequest) -> str:
+    def post_verdict(self, request: CancelRequest) -> Posted:
         self._may_fail("post_verdict")
         self.verdicts.append(request.state)
-        return "2.000"
+        return Posted(request.card_goes_to, "2.000", permalink="https://playground.slack.com/archives/C0DESK/p2000")
 
     def post_reminder(self, request: CancelRequest, *, may_still_approve: Sequence[str]) -> None:
         self._may_fail("post_reminder")
@@ -454,8 +454,12 @@ def test_a_card_goes_to_the_approvals_channel_and_who_asked_is_told_where(story:
     assert present(line.request).card_ts == "1.000"
     assert request.response_url is None
     assert story.details(request_id, "request.created") == {"approvals_channel_id": "C0CARDS"}
-    created, opened = AuditLog(story.database).list(Filter(request_id=request_id), limit=10, newest_first=False)
-    assert (created["channel_id"], opened["channel_id"]) == ("C0DESK", "C0DESK")
+    events = AuditLog(story.database).list(Filter(request_id=request_id), limit=10, newest_first=False)
+    assert [event["channel_id"] for event in events] == ["C0DESK", "C0DESK", "C0CARDS"]
+    assert story.details(request_id, "card.posted") == {
+        "ts": "1.000",
+        "permalink": "https://playground.slack.com/archives/C0DESK/p1000",
+    }
 
 
 def test_where_the_command_is_typed_in_the_approvals_channel_nobody_is_sent_elsewhere(story: Story) -> None:
@@ -722,7 +726,7 @@ def test_two_of_two_approve_and_each_approval_is_written_down(story: Story) -> N
     story.exchange.looks = [sees(CANCELED)]
     story.go_on(request_id, for_s=2)
     assert story.state(request_id) is State.CANCELED
-    assert story.actions(request_id)[2:5] == ["approval.recorded", "request.approved", "cancel.sent"]
+    assert story.actions(request_id)[3:6] == ["approval.recorded", "request.approved", "cancel.sent"]
 
 
 def test_a_crash_after_the_first_approval_loses_nothing(story: Story, tmp_path: Path) -> None:
@@ -750,7 +754,7 @@ def test_one_person_never_counts_twice(story: Story) -> None:
     story.go_on(request_id, for_s=1)
     assert story.state(request_id) is State.PENDING
     assert [line.reason for line in story.lines(NoticeKind.CLICK_REFUSED)] == [Reason.ALREADY_APPROVED] * 2
-    assert story.actions(request_id)[2:] == ["approval.recorded", *["approval.refused"] * 2]
+    assert story.actions(request_id)[3:] == ["approval.recorded", *["approval.refused"] * 2]
     assert len(story.request(request_id).decisions) == 1
 
 
@@ -870,9 +874,10 @@ def test_accepted_is_canceled_only_once_the_order_says_so(story: Story) -> None:
     assert (request.state, request.canceled_by) == (State.CANCELED, CanceledBy.THIS_REQUEST)
     assert story.exchange.sent == ["nonce-0"]
     assert story.slack.verdicts == [State.CANCELED]
-    assert story.actions(request_id)[:6] == [
+    assert story.actions(request_id)[:7] == [
         "request.created",
         "request.opened",
+        "card.posted",
         "request.approved",
         "cancel.sent",
         "cancel.accepted",

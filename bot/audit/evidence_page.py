@@ -87,7 +87,7 @@ def render(events: Sequence[Event], facts: Facts) -> str:
         refused=_all(events, Action.APPROVAL_REFUSED),
         calls=list(_calls(events)),
         steps=_steps(events),
-        posted=_all(events, Action.SUMMARY_POSTED),
+        posted=[event for event in events if event["action"] in _POSTED],
         left_out=left_out,
         groups=_groups,
         words=_words,
@@ -272,6 +272,7 @@ _AMOUNT: Final = re.compile(r"[0-9]{4,60}(\.[0-9]{1,60})?", re.ASCII)
 
 # Who decided, and what was sent
 
+_POSTED: Final = frozenset({Action.CARD_POSTED.value, Action.SUMMARY_POSTED.value})
 _DECISIONS: Final = frozenset(
     {
         Action.APPROVAL_RECORDED.value,
@@ -395,6 +396,7 @@ _WORDS: Final = {
     Action.CANCEL_UNANSWERED: "no answer that can be relied on",
     Action.CANCEL_DOUBTED: "refused in a way that proves nothing",
     Action.CANCEL_ANSWERED_LATE: "an answer that came late",
+    Action.CARD_POSTED: "the card was shown in Slack",
     Action.SUMMARY_POSTED: "the verdict was told in Slack, or could not be",
 }
 

@@ -96,6 +96,7 @@ class _Request:
     requester: str = UNKNOWN
     created_at: datetime | None = None
     opened_at: datetime | None = None
+    card_at: datetime | None = None
     approved_at: datetime | None = None
     accepted_at: datetime | None = None
     sent_at: datetime | None = None
@@ -126,18 +127,25 @@ class _Request:
                 counted = details.get("approvals")
                 if isinstance(counted, list) and counted:
                     self.approvers = [str(each) for each in counted[:MOST_NAMES]]
-            case Action.CANCEL_SENT:
-                self.sent_at = event.occurred_at
-            case Action.CANCEL_ACCEPTED:
-                self.accepted_at = event.occurred_at
             case Action.CANCEL_UNANSWERED | Action.CANCEL_DOUBTED | Action.CANCEL_UNSENT:
                 self.last_error = _text(details.get("error"))
             case _:
-                pass
+                self._note_time(event)
         moves = _MOVES.get(event.action)
         if moves is not None:
             self.state = moves
             self._tell(event, details)
+
+    def _note_time(self, event: StoredEvent) -> None:
+        match event.action:
+            case Action.CARD_POSTED:
+                self.card_at = event.occurred_at
+            case Action.CANCEL_SENT:
+                self.sent_at = event.occurred_at
+            case Action.CANCEL_ACCEPTED:
+                self.accepted_at = event.occurred_at
+            case _:
+                pass
 
     def _approve(self, person: str) -> None:
         if person not in self.approvers:
@@ -164,12 +172,20 @@ _TROUBLES: Final = frozenset(
 )
 _ABOUT_REQUESTS: Final = frozenset(_MOVES) | {
     Action.APPROVAL_RECORDED,
+    Action.CARD_POSTED,
     Action.CANCEL_UNANSWERED,
     Action.CANCEL_DOUBTED,
 }
 _MADE_OF_IT: Final = frozenset({Action.REPORT_MADE, Action.EVIDENCE_PACKED})
 _WITHOUT_DETAILS: Final = frozenset(
-    {Action.REQUEST_CREATED, Action.CANCEL_SENT, Action.CANCEL_ACCEPTED, Action.ORDER_OPEN, Action.ORDER_FILLED}
+    {
+        Action.REQUEST_CREATED,
+        Action.CARD_POSTED,
+        Action.CANCEL_SENT,
+        Action.CANCEL_ACCEPTED,
+        Action.ORDER_OPEN,
+        Action.ORDER_FILLED,
+    }
 )
 """Nothing in their details is counted, and reading them takes time."""
 _WAITS: Final = ("from the request to its last approval", "from there to Upbit's acceptance", "from there to the end")
@@ -347,7 +363,9 @@ class _Counting:
 
     def _approved_by(self, event: StoredEvent, _details: Mapping[str, Any], request: _Request) -> None:
         self._by_approver.add(event.actor, 0)
-        if request.opened_at is None or event.occurred_at - request.opened_at > AT_ONCE:
+        # Before the bot knew that the card was there, somebody may have clicked on it already.
+        shown_at = request.card_at or request.opened_at
+        if shown_at is None or event.occurred_at - shown_at > AT_ONCE:
             return
         self._quick.add(
             QuickApproval(
@@ -357,7 +375,7 @@ class _Counting:
                 requester=request.requester,
                 request_id=request.id,
                 market=request.market,
-                after_s=(event.occurred_at - request.opened_at).total_seconds(),
+                after_s=(event.occurred_at - shown_at).total_seconds(),
                 value=request.value,
             )
         )

@@ -61,6 +61,6 @@ class RequestSpan:
 
     def _streamed(self, query: Select[Any]) -> Iterator[Link]:
         ordered = query.order_by(audit_events.c.seq)
-        with self._connection.execution_options(yield_per=READ_ROWS).execute(ordered) as found:
+        with self._connection.execute(ordered, execution_options={"yield_per": READ_ROWS}) as found:
             for row in found:
                 yield Link(*row)

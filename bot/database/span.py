@@ -43,7 +43,7 @@ class Span:
         """In the order of their numbers; a few at a time are in memory."""
         seq = audit_events.c.seq
         query = select(*_COLUMNS).where(seq >= self._from_seq, seq < self._until_seq).order_by(seq)
-        with self._connection.execution_options(yield_per=READ_ROWS).execute(query) as found:
+        with self._connection.execute(query, execution_options={"yield_per": READ_ROWS}) as found:
             yield from self._read(found)
 
     def before(self, request_id: int) -> tuple[StoredEvent, ...]:

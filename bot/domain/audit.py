@@ -52,6 +52,7 @@ class Action(StrEnum):
     CANCEL_UNANSWERED = "cancel.unanswered"  #: moves nothing
     CANCEL_DOUBTED = "cancel.doubted"  #: moves nothing
     CANCEL_ANSWERED_LATE = "cancel.answered_late"  #: moves nothing
+    CARD_POSTED = "card.posted"  #: moves nothing
     SUMMARY_POSTED = "summary.posted"  #: moves nothing
     AUDIT_VERIFIED = "audit.verified"  #: moves nothing
     AUDIT_CHECKPOINTED = "audit.checkpointed"  #: moves nothing

@@ -21,7 +21,7 @@ from bot.domain.errors import CannotPost, MessengerError, TryLater
 from bot.home import HomeView
 from bot.slack import messages, views
 from bot.slack.pace import Pace
-from bot.workflow import Notice, NoticeKind
+from bot.workflow import Notice, NoticeKind, Posted
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +115,8 @@ class Notifier:
         self._workspace_url = answer["url"]
         return Identity(team_id=answer["team_id"], team_url=answer["url"], bot_user_id=answer["user_id"])
 
-    def post_card(self, request: CancelRequest) -> tuple[str, str]:
-        """Post the card where it goes; returns its channel and ts. Raises CannotPost, TryLater."""
+    def post_card(self, request: CancelRequest) -> Posted:
+        """Post the card where it goes. Raises CannotPost, TryLater."""
         card = messages.card(request, notify=self._notify, is_new=True)
         answer = self._call_in_turn(
             request.id,
@@ -125,14 +125,14 @@ class Notifier:
             client_msg_id=str(uuid.uuid5(CARD_NAMESPACE, f"{request.team_id}:{request.trigger_id}")),
             **_content(card),
         )
-        return answer["channel"], answer["ts"]
+        return self._posted(answer)
 
     def redraw_card(self, request: CancelRequest, *, channel_id: str, ts: str) -> None:
         """Raises CannotPost, TryLater."""
         card = messages.card(request, notify=self._notify)
         self._call_in_turn(request.id, self._client.chat_update, channel=channel_id, ts=ts, **_content(card))
 
-    def post_verdict(self, request: CancelRequest) -> str:
+    def post_verdict(self, request: CancelRequest) -> Posted:
         """Raises CannotPost, TryLater."""
         verdict = messages.thread_message(request, notify=self._notify)
         assert verdict is not None, f"state {request.state} has no words for the thread"
@@ -144,8 +144,7 @@ class Notifier:
             thread_ts=request.card_ts,
             **_content(verdict),
         )
-        ts: str = answer["ts"]
-        return ts
+        return self._posted(answer)
 
     def post_reminder(self, request: CancelRequest, *, may_still_approve: Sequence[str]) -> None:
         """Raises CannotPost, TryLater."""
@@ -203,6 +202,11 @@ class Notifier:
                 raise
             return error.error == "message_not_found"
         return True
+
+    def _posted(self, answer: SlackResponse) -> Posted:
+        channel_id, ts = answer["channel"], answer["ts"]
+        link = None if self._workspace_url is None else messages.permalink(self._workspace_url, channel_id, ts)
+        return Posted(channel_id=channel_id, ts=ts, permalink=link)
 
     def _card_link(self, request: CancelRequest) -> str | None:
         """The card's address, None where it or the workspace's is not known."""

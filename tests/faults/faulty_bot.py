@@ -36,7 +36,7 @@ from bot.settings import Settings, load_settings
 from bot.slack.notifier import Notifier
 from bot.upbit.client import UpbitClient
 from bot.upbit.quotation import QuotationClient
-from bot.workflow import Notice
+from bot.workflow import Notice, Posted
 
 BOOKKEEPING: Final = "bookkeeping"
 """Commits that write no event: leases, where a card is, what somebody is owed."""
@@ -190,7 +190,7 @@ class FaultyNotifier(Notifier):
 
     faults: Faults
 
-    def post_card(self, request: CancelRequest) -> tuple[str, str]:
+    def post_card(self, request: CancelRequest) -> Posted:
         with self.faults.around("slack.post_card"):
             return super().post_card(request)
 
@@ -198,7 +198,7 @@ class FaultyNotifier(Notifier):
         with self.faults.around("slack.redraw_card"):
             super().redraw_card(request, channel_id=channel_id, ts=ts)
 
-    def post_verdict(self, request: CancelRequest) -> str:
+    def post_verdict(self, request: CancelRequest) -> Posted:
         with self.faults.around("slack.post_verdict"):
             return super().post_verdict(request)
 

@@ -72,7 +72,7 @@ from bot.domain.cancel_request import (
 )
 from bot.domain.errors import CannotPost, CommitInDoubt, IllegalTransition, NothingDone, Overtaken, StoreError, TryLater
 from bot.domain.tiers import parse_tiers
-from bot.workflow import CancelWorkflow, Click, Command, Lane, Lease, Notice, NoticeKind, settle
+from bot.workflow import CancelWorkflow, Click, Command, Lane, Lease, Notice, NoticeKind, Posted, settle
 from faults.figures import Figures, Ground
 
 T = TypeVar("T")
@@ -599,21 +599,21 @@ class ModelSlack:
         self._stage = stage
         self._ts = 0
 
-    def post_card(self, request: CancelRequest) -> tuple[str, str]:
+    def post_card(self, request: CancelRequest) -> Posted:
         self._call()
         if request.card_goes_to == CLOSED_CHANNEL:
             raise CannotPost("not_in_channel")
         place = (request.card_goes_to, self._next_ts())
         self._draw(request, place)
         self._answer()
-        return place
+        return Posted(*place, permalink=None)
 
     def redraw_card(self, request: CancelRequest, *, channel_id: str, ts: str) -> None:
         self._call()
         self._draw(request, (channel_id, ts))
         self._answer()
 
-    def post_verdict(self, request: CancelRequest) -> str:
+    def post_verdict(self, request: CancelRequest) -> Posted:
         stage = self._stage
         self._call()
         assert request.state in stage.stories[request.id].visited, f"the thread is told {request.state} of {request.id}"
@@ -621,7 +621,7 @@ class ModelSlack:
             raise CannotPost("channel_is_archived")
         stage.verdicts[request.id, request.state] += 1
         self._answer()
-        return self._next_ts()
+        return Posted(request.card_goes_to, self._next_ts(), permalink=None)
 
     def post_reminder(self, request: CancelRequest, *, may_still_approve: Sequence[str]) -> None:
         stage = self._stage

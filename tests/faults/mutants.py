@@ -290,10 +290,10 @@ MUTANTS: Final = (
     Mutant(
         name="told before sent",
         file=WORKFLOW,
-        right="        try:\n            ts = self._messenger.post_verdict(request)\n",
+        right="        try:\n            posted = self._messenger.post_verdict(request)\n",
         wrong="        with self._store.transaction(request.id) as tx:\n"
         "            self._record_said(tx, request)\n"
-        "        try:\n            ts = self._messenger.post_verdict(request)\n",
+        "        try:\n            posted = self._messenger.post_verdict(request)\n",
         tests="tests/test_workflow.py tests/test_random_histories.py -k 'not postgresql'",
     ),
     Mutant(
