@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from databases import migrated
 from postgresql import Postgresql
 
 from bot.database.engine import Database
-from bot.database.migration import migrate
 
 KINDS = ("sqlite", "postgresql")
 
@@ -44,7 +44,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def database(database_url: str) -> Iterator[Database]:
     """A migrated, empty database, once of each kind, by its own clock."""
     opened = Database(database_url)
-    migrate(opened)
+    migrated(opened)
     yield opened
     opened.close()
 
@@ -53,6 +53,6 @@ def database(database_url: str) -> Iterator[Database]:
 def sqlite(tmp_path: Path) -> Iterator[Database]:
     """A migrated SQLite file, for what does not depend on the kind of database."""
     opened = Database(f"sqlite:///{tmp_path / 'cancels.db'}")
-    migrate(opened)
+    migrated(opened)
     yield opened
     opened.close()

@@ -10,11 +10,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
+from databases import migrated
 from sqlalchemy import select, update
 
 from bot.database.audit_log import AuditLog, Filter
 from bot.database.engine import Database
-from bot.database.migration import migrate
 from bot.database.schema import cancel_requests, homes
 from bot.database.verification import verify
 from bot.playground.demo import (
@@ -286,7 +286,7 @@ def started(
     key = key or Key()
     database_url = database_url or f"sqlite:///{folder / 'cancels.db'}"
     database = Database(database_url)
-    migrate(database)
+    migrated(database)
     database.close()
     with (
         SlackWorkspace(

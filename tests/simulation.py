@@ -19,11 +19,11 @@ from decimal import Decimal
 from functools import partial
 from typing import Any, Final, Literal
 
+from databases import migrated
 from sqlalchemy import Connection, select
 
 from bot.database.audit_log import AuditLog, Filter
 from bot.database.engine import Database
-from bot.database.migration import migrate
 from bot.database.schema import cancel_requests, notices
 from bot.database.store import SqlStore
 from bot.database.verification import verify
@@ -425,7 +425,7 @@ class World:
         self.exchange = SimulatedExchange(self)
         self.slack = SimulatedSlack(self)
         self.database = StormyDatabase(database_url, self)
-        migrate(self.database)
+        migrated(self.database)
         self.store = SqlStore(self.database)
         # In some worlds the replicas disagree on where cards go, as they do while new settings are rolled out.
         channels = ("C0CARDS", None) if seed % 6 == 3 else (None, None)

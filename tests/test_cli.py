@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from databases import migrated
 from sqlalchemy import text
 
 from bot.__main__ import main
 from bot.database.chain import Chain
 from bot.database.engine import Database, RunLock
-from bot.database.migration import migrate, newest_revision
+from bot.database.migration import newest_revision
 from bot.database.store import SqlStore
 from bot.domain.audit import Action, Actor, Outcome, Reason
 from bot.domain.cancel_request import DecisionKind, State
@@ -715,7 +716,7 @@ def environ(workspace: SlackWorkspace, exchange: Exchange, folder: Path) -> dict
     """Settings with which everything is fine, and the database that they name."""
     url = f"sqlite:///{folder / 'cancels.db'}"
     opened = Database(url)
-    migrate(opened)
+    migrated(opened)
     opened.close()
     return {
         "SLACK_BOT_TOKEN": "xoxb-playground",

@@ -21,10 +21,10 @@ from builders import (
     rows,
     workflow,
 )
+from databases import migrated
 
 from bot.database.audit_log import AuditLog, Filter
 from bot.database.engine import Database
-from bot.database.migration import migrate
 from bot.database.store import SqlStore
 from bot.database.verification import verify
 from bot.domain.approval import MAX_REASON_CHARS, ApprovalPolicy
@@ -41,7 +41,7 @@ class Desk:
     def __init__(self, url: str) -> None:
         self.clock = HandClock()
         self.database = Database(url, clock=self.clock)
-        migrate(self.database)
+        migrated(self.database)
         self.store = SqlStore(self.database)
         self.workflow = workflow(self.store)
         self.id = create_pending(self.store).id

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import pytest
 from builders import HOME, HandClock, at_once, click, command, create, create_pending, execute, present, rows, workflow
+from databases import migrated
 from postgresql import Postgresql
 from sqlalchemy import event, insert, text, update
 from sqlalchemy.exc import SQLAlchemyError
@@ -36,7 +37,7 @@ SOON_S = 2.0
 def postgres(postgresql: Postgresql) -> Iterator[Database]:
     """A migrated PostgreSQL database."""
     opened = Database(postgresql.create())
-    migrate(opened)
+    migrated(opened)
     yield opened
     opened.close()
 

@@ -23,10 +23,10 @@ from builders import (
     command,
     present,
 )
+from databases import migrated
 
 from bot.database.audit_log import AuditLog, Filter
 from bot.database.engine import Database
-from bot.database.migration import migrate
 from bot.database.store import SqlStore
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Actor, Reason, timestamp
@@ -225,7 +225,7 @@ class Team:
     def __init__(self, url: str) -> None:
         self.clock = HandClock()
         self.database = Database(url, clock=self.clock)
-        migrate(self.database)
+        migrated(self.database)
         self.store = SqlStore(self.database)
         self.ears = Ears()
         self.groups: Mapping[str, Group] = KNOWN

@@ -23,6 +23,7 @@ from builders import (
     rows,
     walk,
 )
+from databases import migrated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slack_sdk.models.views import View as SlackView
@@ -42,7 +43,6 @@ from test_messages import (
 
 from bot.database.engine import Database
 from bot.database.homes import SqlHomes
-from bot.database.migration import migrate
 from bot.database.store import LEASE, SqlStore
 from bot.domain.answer import ExchangeHealth
 from bot.domain.approval import ApprovalPolicy
@@ -335,7 +335,7 @@ class Place:
     def __init__(self, url: str) -> None:
         self.clock = HandClock()
         self.database = Database(url, clock=self.clock)
-        migrate(self.database)
+        migrated(self.database)
         self.store = SqlStore(self.database)
         self.rows = SqlHomes(self.database)
         self.slack = Publisher()

@@ -22,10 +22,10 @@ from builders import (
     order,
     walk,
 )
+from databases import migrated
 from sqlalchemy import event
 
 from bot.database.engine import Database
-from bot.database.migration import migrate
 from bot.database.store import SqlStore
 from bot.domain.audit import Action, Actor, Reason
 from bot.domain.cancel_request import DecisionKind, State
@@ -41,7 +41,7 @@ class Asking:
     def __init__(self, url: str) -> None:
         self.clock = HandClock()
         self.database = Database(url, clock=self.clock)
-        migrate(self.database)
+        migrated(self.database)
         self.store = SqlStore(self.database)
         self.inquiry = Inquiry(records=self.store, policy=POLICY)
 

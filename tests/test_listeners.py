@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 
 import pytest
 from builders import FixedPrices, OpenExchange, command, order, present
+from databases import migrated
 from hypothesis import given
 from hypothesis import strategies as st
 from slack_bolt import App
@@ -21,7 +22,6 @@ from sqlalchemy import select
 
 from bot.choosing import MAX_FORMS, Choice, Choosing, Form
 from bot.database.engine import Database
-from bot.database.migration import migrate
 from bot.database.schema import audit_events
 from bot.database.store import SqlStore
 from bot.domain.answer import CancelAnswer, LookAnswer, OrdersAnswer
@@ -635,7 +635,7 @@ def test_every_button_reaches_the_listener(action_id: str) -> None:
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[SqlStore]:
     opened = Database(f"sqlite:///{tmp_path / 'cancels.db'}")
-    migrate(opened)
+    migrated(opened)
     yield SqlStore(opened)
     opened.close()
 

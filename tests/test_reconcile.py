@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from builders import START, HandClock, call, create, create_pending, execute, order, order_uuid, present, walk
 from click.testing import CliRunner, Result
+from databases import migrated
 from hypothesis import given
 from hypothesis import strategies as st
 from journey import Mode, started
@@ -31,7 +32,6 @@ from bot.audit.reconcile import (
 )
 from bot.database.audit_log import AuditLog, Filter
 from bot.database.engine import Database
-from bot.database.migration import migrate
 from bot.database.recorded_ends import RecordedEnds
 from bot.database.store import SqlStore
 from bot.database.verification import verify
@@ -142,7 +142,7 @@ def _moment(milliseconds: str) -> datetime:
 def world_of(url: str, *, now: datetime = START) -> Iterator[World]:
     seconds, clock = Seconds(now), HandClock(now)
     database = Database(url, clock=clock)
-    migrate(database)
+    migrated(database)
     with Exchange(now=seconds.time, requests_per_s=30) as exchange:
         client = UpbitClient(
             server_url=exchange.url,

@@ -23,10 +23,10 @@ from builders import (
     order,
     present,
 )
+from databases import migrated
 
 from bot.database.audit_log import AuditLog, Filter
 from bot.database.engine import Database
-from bot.database.migration import migrate
 from bot.database.store import LEASE, SqlStore
 from bot.database.verification import verify
 from bot.domain.approval import ApprovalPolicy
@@ -61,7 +61,7 @@ class Desk:
     def __init__(self, url: str, *, time_to_live: timedelta = timedelta(minutes=30)) -> None:
         self.clock = HandClock()
         self.database = Database(url, clock=self.clock)
-        migrate(self.database)
+        migrated(self.database)
         self.store = SqlStore(self.database)
         self.thread = Thread()
         self.policy = POLICY

@@ -40,6 +40,7 @@ from builders import (
     workflow,
 )
 from click.testing import CliRunner
+from databases import migrated
 from journey import WITHIN_S, Asked, Journey, started
 from packaging.requirements import Requirement
 from postgresql import Postgresql
@@ -174,7 +175,7 @@ class Desk:
 
     def __init__(self, url: str) -> None:
         self.database = Database(url)
-        migrate(self.database)
+        migrated(self.database)
         self.store = SqlStore(self.database)
 
     def workflow(self, approvers: frozenset[str]) -> CancelWorkflow:

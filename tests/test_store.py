@@ -41,11 +41,11 @@ from builders import (
     walk,
     workflow,
 )
+from databases import migrated
 from sqlalchemy import update
 
 from bot.database.audit_log import AuditLog, Filter
 from bot.database.engine import Database
-from bot.database.migration import migrate
 from bot.database.schema import cancel_requests
 from bot.database.store import LEASE, TIMER_SLACK, SqlStore
 from bot.database.verification import verify
@@ -82,7 +82,7 @@ def clock() -> HandClock:
 def by_hand(database_url: str, clock: HandClock) -> Iterator[Database]:
     """A migrated, empty database whose clock the test sets."""
     opened = Database(database_url, clock=clock)
-    migrate(opened)
+    migrated(opened)
     yield opened
     opened.close()
 

@@ -27,10 +27,10 @@ from builders import (
     order,
     present,
 )
+from databases import migrated
 
 from bot.database.audit_log import AuditLog, Filter
 from bot.database.engine import Database
-from bot.database.migration import migrate
 from bot.database.store import LEASE, SqlStore
 from bot.domain.answer import (
     Accepted,
@@ -154,7 +154,7 @@ class Story:
     def __init__(self, url: str) -> None:
         self.clock = HandClock()
         self.database = Database(url, clock=self.clock)
-        migrate(self.database)
+        migrated(self.database)
         self.store = SqlStore(self.database)
         self.exchange = ScriptedExchange()
         self.slack = ScriptedSlack()

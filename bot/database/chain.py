@@ -8,11 +8,17 @@ cannot fork. What a chain alone cannot show is a tail that was cut or rewritten 
 import json
 from dataclasses import replace
 from datetime import datetime
+from typing import Final
 
 from sqlalchemy import Connection, insert, select, update
 
 from bot.database.schema import audit_events, audit_head
 from bot.domain.audit import Action, AuditEvent, Reason, canonical, chain_hash, columns, timestamp
+
+# Built once: building a statement takes longer than running it.
+_LOCK_HEAD: Final = select(audit_head).with_for_update()
+_APPEND: Final = insert(audit_events)
+_WRITE_HEAD: Final = update(audit_head)
 
 
 class Chain:
@@ -20,7 +26,7 @@ class Chain:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        head = connection.execute(select(audit_head).with_for_update()).one()
+        head = connection.execute(_LOCK_HEAD).one()
         self.seq: int = head.seq
         self.hash: str = head.hash
         self.occurred_at: datetime = head.occurred_at
@@ -39,25 +45,23 @@ class Chain:
         entry = canonical(entry_columns)
         entry_hash = chain_hash(self.hash, entry)
         self._connection.execute(
-            insert(audit_events).values(
-                {
-                    **entry_columns,
-                    "occurred_at": occurred_at,
-                    "details": canonical(entry_columns["details"]),
-                    "entry": entry,
-                    "prev_hash": self.hash,
-                    "hash": entry_hash,
-                }
-            )
+            _APPEND,
+            {
+                **entry_columns,
+                "occurred_at": occurred_at,
+                "details": canonical(entry_columns["details"]),
+                "entry": entry,
+                "prev_hash": self.hash,
+                "hash": entry_hash,
+            },
         )
         self.seq, self.hash, self.occurred_at, self._appended = self.seq + 1, entry_hash, occurred_at, True
 
     def write_head(self) -> None:
         """Make the last event appended here the end of the chain."""
         if self._appended:
-            self._connection.execute(
-                update(audit_head).values(seq=self.seq, hash=self.hash, occurred_at=self.occurred_at)
-            )
+            head = {"seq": self.seq, "hash": self.hash, "occurred_at": self.occurred_at}
+            self._connection.execute(_WRITE_HEAD, head)
 
     def begin_behind(self, seq: int) -> None:
         """Make this event the base: whoever verifies starts behind it. It and those before it may be removed then.

@@ -164,7 +164,9 @@ def _sqlite_engine(url: str, *, read_only: bool) -> Engine:
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         options = connection.get_execution_options()
-        connection.exec_driver_sql(f"PRAGMA busy_timeout = {options.get('sqlite_busy_ms', STATEMENT_TIMEOUT_MS)}")
+        busy_ms = options.get("sqlite_busy_ms", STATEMENT_TIMEOUT_MS)
+        # Past SQLAlchemy, whose way takes as long as a query; it does not touch the file, so that it cannot fail.
+        connection.connection.cursor().execute(f"PRAGMA busy_timeout = {busy_ms}")
         connection.exec_driver_sql(f"BEGIN {options.get('sqlite_begin', 'DEFERRED')}")
 
     return engine
@@ -190,7 +192,7 @@ def _postgresql_engine(url: str) -> Engine:
 
 
 def _sqlite_clock(connection: Connection) -> datetime:
-    stamp = connection.execute(text("SELECT strftime('%Y-%m-%dT%H:%M:%f', 'now')")).scalar_one()
+    stamp = connection.exec_driver_sql("SELECT strftime('%Y-%m-%dT%H:%M:%f', 'now')").scalar_one()
     return datetime.fromisoformat(stamp).replace(tzinfo=UTC)
 
 

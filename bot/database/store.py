@@ -11,9 +11,11 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     RowMapping,
+    Select,
     Table,
     Update,
     and_,
+    bindparam,
     case,
     func,
     insert,
@@ -24,6 +26,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from bot.database.chain import Chain
 from bot.database.engine import Database
@@ -151,18 +154,17 @@ class SqlStore:
             return connection.execute(latest).scalar_one_or_none()
 
     def lease(self, request_id: int, lane: Lane, *, kept: Lease | None = None) -> Lease | None:
-        names = _LANES[lane]
-        kept_fence = kept.fence if kept is not None else None
         with self._database.write() as connection:
             now = self._database.now(connection)
             fence = connection.execute(
-                update(cancel_requests)
-                .where(
-                    cancel_requests.c.id == request_id,
-                    _is_due(cancel_requests, names, now + TIMER_SLACK, now, kept_fence=kept_fence),
-                )
-                .values({names.leased_until: now + LEASE, names.fence: cancel_requests.c[names.fence] + 1})
-                .returning(cancel_requests.c[names.fence])
+                _TAKE_LEASE[lane],
+                {
+                    "request_id": request_id,
+                    "due_by": now + TIMER_SLACK,
+                    "now": now,
+                    "kept_fence": kept.fence if kept is not None else None,
+                    "until": now + LEASE,
+                },
             ).scalar_one_or_none()
         return None if fence is None else Lease(request_id=request_id, lane=lane, fence=fence)
 
@@ -247,19 +249,10 @@ class SqlStore:
             )
 
     def lease_notice(self, notice_id: int) -> Notice | None:
-        table = notices
         with self._database.write() as connection:
             now = self._database.now(connection)
-            row = connection.execute(
-                update(table)
-                .where(
-                    table.c.id == notice_id,
-                    table.c.next_attempt_at <= now + TIMER_SLACK,
-                    or_(table.c.leased_until.is_(None), table.c.leased_until <= now),
-                )
-                .values(leased_until=now + LEASE, fence=table.c.fence + 1, attempts=table.c.attempts + 1)
-                .returning(*table.c)
-            ).one_or_none()
+            times = {"due_by": now + TIMER_SLACK, "now": now, "until": now + LEASE}
+            row = connection.execute(_TAKE_NOTICE, {"notice_id": notice_id, **times}).one_or_none()
             if row is None:
                 return None
             if row.not_after <= now:
@@ -309,12 +302,16 @@ class SqlStore:
         with self._database.read() as connection:
             now = self._database.now(connection)
             told = self._latest or connection.execute(select(audit_head.c.occurred_at)).scalar_one()
-            narrowed = [] if looks else [_needs_no_look(now)]
+
+            def ids(query: Select[int], **more: datetime) -> tuple[int, ...]:
+                return tuple(connection.execute(query, {"now": now, "most": limit, **more}).scalars())
+
+            held_since = now - timedelta(seconds=LONGEST_HOLD_S)
             due = Due(
-                exchange=_due_ids(connection, Lane.EXCHANGE, now, limit, *narrowed),
-                slack=_due_ids(connection, Lane.SLACK, now, limit),
-                notices=_due_ids(connection, None, now, limit),
-                refresh=looks and _is_refresh_due(connection, now),
+                exchange=ids(_DUE_ON_EXCHANGE) if looks else ids(_DUE_WITHOUT_LOOKS, held_since=held_since),
+                slack=ids(_DUE_ON_SLACK),
+                notices=ids(_DUE_NOTICES),
+                refresh=looks and connection.execute(_REFRESH_DUE, {"now": now}).first() is not None,
             )
         if now < told - CLOCK_TOLERANCE:
             log.warning("the database's clock was set back: nothing waits for the time that it showed")
@@ -597,15 +594,34 @@ def _is_open() -> ColumnElement[bool]:
     return cancel_requests.c.state.in_(sorted(state.value for state in OPEN_STATES))
 
 
-def _is_due(
-    table: Table, names: _LaneColumns, due_by: datetime, now: datetime, *, kept_fence: int | None = None
-) -> ColumnElement[bool]:
-    leased_until = table.c[names.leased_until]
-    is_free = [leased_until.is_(None), leased_until <= now]
-    if kept_fence is not None:
-        is_free.append(table.c[names.fence] == kept_fence)
-    return and_(table.c[names.due] <= due_by, or_(*is_free))
+# Statements that run all the time are built once: building one takes longer than running it.
 
+
+def _is_due(table: Table, names: _LaneColumns, due_by: str) -> ColumnElement[bool]:
+    """Due by the time in this parameter, and nobody's at `now`."""
+    leased_until = table.c[names.leased_until]
+    return and_(table.c[names.due] <= bindparam(due_by), or_(leased_until.is_(None), leased_until <= bindparam("now")))
+
+
+def _take_lease(names: _LaneColumns) -> ReturningUpdate[int]:
+    """Of a request that is due and nobody's, or whose lease has the fence `kept_fence`."""
+    table = cancel_requests
+    is_kept = and_(table.c[names.due] <= bindparam("due_by"), table.c[names.fence] == bindparam("kept_fence"))
+    return (
+        update(table)
+        .where(table.c.id == bindparam("request_id"), or_(_is_due(table, names, "due_by"), is_kept))
+        .values({names.leased_until: bindparam("until"), names.fence: table.c[names.fence] + 1})
+        .returning(table.c[names.fence])
+    )
+
+
+_TAKE_LEASE: Final = {lane: _take_lease(names) for lane, names in _LANES.items()}
+_TAKE_NOTICE: Final = (
+    update(notices)
+    .where(notices.c.id == bindparam("notice_id"), _is_due(notices, _LANES[Lane.EXCHANGE], "due_by"))
+    .values(leased_until=bindparam("until"), fence=notices.c.fence + 1, attempts=notices.c.attempts + 1)
+    .returning(*notices.c)
+)
 
 _OUTCOMES: Final = [State.SENDING.value, State.ACCEPTED.value, State.UNRESOLVED.value]
 _LOOKING: Final = [State.REQUESTED.value, *_OUTCOMES]
@@ -616,14 +632,6 @@ _URGENCY: Final = case(
     else_=3,
 )
 """Sending goes before finding out what came of it, then come the orders of new requests, then those of pending ones."""
-
-
-def _needs_no_look(now: datetime) -> ColumnElement[bool]:
-    """A pending request is looked at unless it is over. What has waited for long goes on all the same."""
-    state = cancel_requests.c.state
-    is_over = and_(state == State.PENDING.value, cancel_requests.c.expires_at <= now)
-    has_waited = cancel_requests.c.next_attempt_at <= now - timedelta(seconds=LONGEST_HOLD_S)
-    return or_(state.not_in([*_LOOKING, State.PENDING.value]), is_over, has_waited)
 
 
 def is_pending() -> ColumnElement[bool]:
@@ -638,20 +646,29 @@ def _pending_of(connection: Connection, request_ids: Sequence[int]) -> list[int]
     return list(connection.execute(query.order_by(table.c.id).with_for_update(skip_locked=True)).scalars())
 
 
-def _is_refresh_due(connection: Connection, now: datetime) -> bool:
-    query = select(cancel_requests.c.id).where(is_pending(), cancel_requests.c.refresh_at <= now).limit(1)
-    return connection.execute(query).first() is not None
+def _needs_no_look() -> ColumnElement[bool]:
+    """A pending request is looked at unless it is over. What has waited since `held_since` goes on all the same."""
+    state = cancel_requests.c.state
+    is_over = and_(state == State.PENDING.value, cancel_requests.c.expires_at <= bindparam("now"))
+    has_waited = cancel_requests.c.next_attempt_at <= bindparam("held_since")
+    return or_(state.not_in([*_LOOKING, State.PENDING.value]), is_over, has_waited)
 
 
-def _due_ids(
-    connection: Connection, lane: Lane | None, now: datetime, limit: int, *narrowed: ColumnElement[bool]
-) -> tuple[int, ...]:
-    """Ids of requests; of notices where there is no lane."""
-    table = notices if lane is None else cancel_requests
-    names = _LANES[lane or Lane.EXCHANGE]
-    order = [_URGENCY] if lane is Lane.EXCHANGE else []
-    due = select(table.c.id).where(_is_due(table, names, now, now), *narrowed)
-    return tuple(connection.execute(due.order_by(*order, table.c[names.due]).limit(limit)).scalars())
+def _due(
+    table: Table, names: _LaneColumns, *narrowed: ColumnElement[bool], first: Sequence[ColumnElement[int]] = ()
+) -> Select[int]:
+    """Ids of what is due `now`, `most` of them: the longest waiting first."""
+    due = select(table.c.id).where(_is_due(table, names, "now"), *narrowed)
+    return due.order_by(*first, table.c[names.due]).limit(bindparam("most"))
+
+
+_DUE_ON_EXCHANGE: Final = _due(cancel_requests, _LANES[Lane.EXCHANGE], first=[_URGENCY])
+_DUE_WITHOUT_LOOKS: Final = _due(cancel_requests, _LANES[Lane.EXCHANGE], _needs_no_look(), first=[_URGENCY])
+_DUE_ON_SLACK: Final = _due(cancel_requests, _LANES[Lane.SLACK])
+_DUE_NOTICES: Final = _due(notices, _LANES[Lane.EXCHANGE])
+_REFRESH_DUE: Final = (
+    select(cancel_requests.c.id).where(is_pending(), cancel_requests.c.refresh_at <= bindparam("now")).limit(1)
+)
 
 
 def _end_notice(notice_id: int, *, given_up: bool, at: datetime | None) -> Update:
@@ -669,14 +686,17 @@ def _request_of_trigger(connection: Connection, trigger_id: str) -> int | None:
     ).scalar_one_or_none()
 
 
+_REQUEST: Final = select(cancel_requests).where(cancel_requests.c.id == bindparam("request_id"))
+_REQUEST_LOCKED: Final = _REQUEST.with_for_update()
+_DECISIONS: Final = select(decisions).where(decisions.c.request_id == bindparam("request_id")).order_by(decisions.c.id)
+
+
 def _select_request(connection: Connection, request_id: int, *, lock: bool = False) -> CancelRequest | None:
-    query = select(cancel_requests).where(cancel_requests.c.id == request_id)
-    row = connection.execute(query.with_for_update() if lock else query).mappings().one_or_none()
+    which = {"request_id": request_id}
+    row = connection.execute(_REQUEST_LOCKED if lock else _REQUEST, which).mappings().one_or_none()
     if row is None:
         return None
-    made = connection.execute(
-        select(decisions).where(decisions.c.request_id == request_id).order_by(decisions.c.id)
-    ).mappings()
+    made = connection.execute(_DECISIONS, which).mappings()
     return _from_row(row, tuple(_decision(decision) for decision in made))
 
 

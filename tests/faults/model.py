@@ -26,6 +26,7 @@ from enum import StrEnum
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
 from builders import APPROVER, HOME, REQUESTER, SECOND, START, STRANGER, FixedPrices, command, order, order_uuid
+from databases import migrated
 from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -42,7 +43,6 @@ from simulation import Book, Crash, SimulatedExchange
 from sqlalchemy import Connection, func, select, update
 
 from bot.database.engine import Database
-from bot.database.migration import migrate
 from bot.database.schema import audit_events, audit_head, cancel_requests, decisions, notices
 from bot.database.store import SqlStore, SqlTransaction
 from bot.database.verification import verify
@@ -670,7 +670,7 @@ class Stage:
         self.transactions = 0
         self._numbers = self._lives = 0
         plain = Database(url)
-        migrate(plain)
+        migrated(plain)
         plain.close()
         self.database = WatchedDatabase(url, self)
         self.slack = ModelSlack(self)

@@ -97,8 +97,8 @@ MUTANTS: Final = (
     Mutant(
         name="no lease",
         file=STORE,
-        right="    return and_(table.c[names.due] <= due_by, or_(*is_free))",
-        wrong="    return and_(table.c[names.due] <= due_by, or_(True, *is_free))",
+        right='or_(leased_until.is_(None), leased_until <= bindparam("now"))',
+        wrong="or_(leased_until.is_(None), leased_until.is_not(None))",
         tests="tests/test_store.py tests/test_workflow.py -k 'not postgresql'",
     ),
     Mutant(
@@ -118,8 +118,8 @@ MUTANTS: Final = (
     Mutant(
         name="audit outside the transaction",
         file="bot/database/chain.py",
-        right="        self._connection.execute(\n            insert(audit_events)",
-        wrong="        self._connection.commit()\n        self._connection.execute(\n            insert(audit_events)",
+        right="        self._connection.execute(\n            _APPEND",
+        wrong="        self._connection.commit()\n        self._connection.execute(\n            _APPEND",
         tests="tests/test_store.py",
     ),
     Mutant(

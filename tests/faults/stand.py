@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
+from databases import migrated
 from sqlalchemy import func, select, update
 
 from bot.database.engine import Database
-from bot.database.migration import migrate
 from bot.database.schema import cancel_requests, notices
 from bot.domain.cancel_request import ENDED_STATES, State
 from bot.playground.demo import BEN, CARA, DANA, DESK, EMIL, BotProcess, playground_settings
@@ -241,7 +241,7 @@ def stand(
     """
     url = ground.new_database()
     database = Database(url)
-    migrate(database)
+    migrated(database)
     database.close()
     key = Key()
     with ExitStack() as stack:
