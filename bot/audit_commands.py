@@ -507,10 +507,10 @@ def audit_report(*, month: str, zone: ZoneInfo, path: Path, force: bool) -> None
 @click.option("--force", is_flag=True, help="Replace FILE, and what lies beside it.")
 def audit_export(*, path: Path, force: bool, **wanted: Any) -> None:
     """Copy events into FILE, oldest first: CSV, JSON lines or Parquet, as it ends in .csv, .jsonl or .parquet."""
-    from bot.audit.archive import checkpoint_path, sha256_path  # noqa: PLC0415
     from bot.audit.export import MayNotRecord, NoEvent, export  # noqa: PLC0415
     from bot.audit.forms import MissingExtra, form_of  # noqa: PLC0415
     from bot.audit.signing import Signer  # noqa: PLC0415
+    from bot.audit.whole_file import Unwritable  # noqa: PLC0415
     from bot.database.audit_log import Filter  # noqa: PLC0415
     from bot.domain.audit import Actor  # noqa: PLC0415
 
@@ -518,13 +518,15 @@ def audit_export(*, path: Path, force: bool, **wanted: Any) -> None:
         form_of(path)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="FILE") from None
-    _require_place(path, sha256_path(path), checkpoint_path(path), force=force)
     key = audit_settings().checkpoint_key.get_secret_value()
     sign = Signer(key).sign if key else None
     actor = Actor(id=f"cli:{login()}")
     try:
         with ready_database(read_only=False) as database, progress_shown("exported") as progress:
-            made = export(database, path.absolute(), Filter(**wanted), actor=actor, sign=sign, progress=progress)
+            given = Filter(**wanted)
+            made = export(database, path, given, force=force, actor=actor, sign=sign, progress=progress)
+    except Unwritable as error:
+        raise click.UsageError(str(error)) from None
     except MayNotRecord as error:
         fail(f"nothing was exported: an export is written into the audit, and this account may not do that ({error})")
     except NoEvent as error:
@@ -540,14 +542,6 @@ def audit_export(*, path: Path, force: bool, **wanted: Any) -> None:
         out.print("no checkpoint covers it: set CHECKPOINT_KEY, and export again, to have one made")
     if made.broken is not None:
         fail(f"nothing was signed, as the audit does not verify: {made.broken}")
-
-
-def _require_place(*paths: Path, force: bool) -> None:
-    for path in paths:
-        if path.exists() and not force:
-            raise click.UsageError(f"{path} is there already: name another file, or add --force")
-        if not path.absolute().parent.is_dir():
-            raise click.UsageError(f"there is no folder {path.absolute().parent}")
 
 
 def _print_events(events: list[dict[str, Any]], form: str) -> None:

@@ -23,6 +23,7 @@ from pyarrow import parquet
 from bot.__main__ import main
 from bot.audit.export import export
 from bot.audit.signing import Signer
+from bot.audit.whole_file import Unwritable
 from bot.database.audit_log import LISTED, AuditLog, Filter
 from bot.database.checkpoints import Checkpoints
 from bot.database.engine import Database
@@ -84,11 +85,12 @@ def listed(database: Database, wanted: Filter = Filter()) -> list[dict[str, Any]
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
 def test_an_export_holds_what_the_list_shows_oldest_first(told: Database, folder: Path, form: str) -> None:
     """One audit, whatever it is read with; and its hash lies beside it as `sha256sum -c` reads it."""
-    expected = listed(told)
     path = folder / f"audit.{form}"
     result = bot(told, "export", path.name)
     assert result.exit_code == 0, result.output
+    *expected, end = listed(told)
     assert read(path) == expected
+    assert (expected[-1]["action"], end["action"]) == ("export.begun", "audit.exported")
     assert subprocess.run(["sha256sum", "-c", f"{path.name}.sha256"], check=False, capture_output=True).returncode == 0
     assert {each.name for each in folder.iterdir()} == {path.name, f"{path.name}.sha256"}
     assert {stat.S_IMODE(each.stat().st_mode) for each in folder.iterdir()} == {0o600}
@@ -97,7 +99,7 @@ def test_an_export_holds_what_the_list_shows_oldest_first(told: Database, folder
 def read(path: Path) -> list[dict[str, Any]]:
     """The events of an export, in JSON's types."""
     if path.suffix == ".jsonl":
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
     if path.suffix == ".parquet":
         table = parquet.read_table(path).to_pylist()
         for row in table:
@@ -174,11 +176,11 @@ def test_what_is_written_meanwhile_is_not_in_an_export(database: Database, folde
         with store.transaction() as tx:
             tx.record(Action.COMMAND_REFUSED)
 
-    made = export(database, folder / "a.jsonl", Filter(), actor=SYSTEM, progress=write_more)
-    assert (made.events, made.first_seq, made.last_seq) == (2500, 1, 2500)
-    assert heard == [1000, 2000, 2500]
+    made = export(database, folder / "a.jsonl", Filter(), force=False, actor=SYSTEM, progress=write_more)
+    assert (made.events, made.first_seq, made.last_seq) == (2501, 1, 2501)
+    assert heard == [1000, 2000, 2501]
     (event,) = listed(database, Filter(action="audit.exported"))
-    assert event["seq"] == 2504
+    assert event["seq"] == 2505
     assert verify(database).fault is None
 
 
@@ -187,7 +189,8 @@ def test_an_audit_without_events_that_fit_is_an_export_without_rows(
     database: Database, folder: Path, form: str
 ) -> None:
     """Nothing found is an answer, and is written down like any other."""
-    assert bot(database, "export", f"a.{form}", CHECKPOINT_KEY=PRIVATE_KEY).exit_code == 0
+    assert bot(database, "export", f"a.{form}", "--until", "2000-01-01", CHECKPOINT_KEY=PRIVATE_KEY).exit_code == 0
+    assert read(folder / f"a.{form}") == []
     assert not (folder / f"a.{form}.checkpoint").exists()
     assert listed(database)[-1]["details"]["last_seq"] is None
 
@@ -216,42 +219,38 @@ def test_the_fast_way_to_write_json_is_the_slow_one(texts: list[str | None], num
 def test_an_export_is_in_the_audit_with_who_what_and_its_hash(told: Database, folder: Path) -> None:
     """A file that turns up somewhere can be traced to who made it."""
     assert bot(told, "export", "handed over.jsonl", "--until", "9999-01-01").exit_code == 0
-    event = listed(told)[-1]
-    assert event["action"] == "audit.exported"
-    assert event["actor"].startswith("cli:")
-    assert event["details"] == {
+    begin, end = listed(told)[5:]
+    assert (begin["action"], end["action"]) == ("export.begun", "audit.exported")
+    assert begin["actor"].startswith("cli:")
+    assert end["actor"] == begin["actor"]
+    asked = {
         "file": "handed over.jsonl",
         "format": "jsonl",
         "filter": {"until": "9999-01-01T00:00:00.000000Z"},
-        "events": 5,
+    }
+    assert begin["details"] == asked
+    assert end["details"] == asked | {
+        "events": 6,
         "first_seq": 1,
-        "last_seq": 5,
+        "last_seq": 6,
         "sha256": hashlib.sha256((folder / "handed over.jsonl").read_bytes()).hexdigest(),
         "checkpoint_seq": None,
     }
     assert verify(told).fault is None
 
 
-def test_an_export_that_cannot_be_written_down_does_not_appear(told: Database, folder: Path) -> None:
+@pytest.mark.parametrize("action", ["export.begun", "audit.exported"])
+def test_an_export_that_cannot_be_written_down_does_not_appear(told: Database, folder: Path, action: str) -> None:
     """Else whoever can keep the audit from growing could take a copy that nobody knows of."""
-    if told.is_sqlite:
-        refuse = [
-            (
-                "CREATE TRIGGER full BEFORE INSERT ON audit_events WHEN NEW.action = 'audit.exported'"
-                " BEGIN SELECT RAISE(ABORT, 'disk full'); END"
-            )
+    when = f"WHEN (NEW.action = '{action}')"
+    refuse = (
+        [f"CREATE TRIGGER full BEFORE INSERT ON audit_events {when} BEGIN SELECT RAISE(ABORT, 'disk full'); END"]
+        if told.is_sqlite
+        else [
+            "CREATE FUNCTION disk_full() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'disk full'; END $$",
+            f"CREATE TRIGGER disk_full BEFORE INSERT ON audit_events FOR EACH ROW {when} EXECUTE FUNCTION disk_full()",
         ]
-    else:
-        refuse = [
-            (
-                "CREATE FUNCTION disk_full() RETURNS trigger LANGUAGE plpgsql AS"
-                " $$ BEGIN RAISE EXCEPTION 'disk full'; END $$"
-            ),
-            (
-                "CREATE TRIGGER disk_full BEFORE INSERT ON audit_events FOR EACH ROW"
-                " WHEN (NEW.action = 'audit.exported') EXECUTE FUNCTION disk_full()"
-            ),
-        ]
+    )
     execute(told, *refuse)
     result = bot(told, "export", "a.jsonl")
     assert (result.exit_code, "disk full" in result.output) == (1, True)
@@ -259,14 +258,26 @@ def test_an_export_that_cannot_be_written_down_does_not_appear(told: Database, f
 
 
 def test_an_export_that_breaks_off_leaves_nothing(told: Database, folder: Path) -> None:
-    """Half a file looks like a whole one."""
+    """Half a file looks like a whole one. That somebody has begun to copy stays written down."""
 
     def break_off(_events: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export(told, folder / "a.jsonl", Filter(), actor=SYSTEM, progress=break_off)
+        export(told, folder / "a.jsonl", Filter(), force=False, actor=SYSTEM, progress=break_off)
     assert list(folder.iterdir()) == []
+    assert [event["action"] for event in listed(told)[5:]] == ["export.begun"]
+
+
+def test_a_file_that_appears_while_an_export_is_made_is_not_replaced(told: Database, folder: Path) -> None:
+    """Two people may choose the same name; and what is not to be kept is not said to be exported."""
+
+    def made_by_another(_events: int) -> None:
+        (folder / "a.jsonl").write_text("theirs")
+
+    with pytest.raises(Unwritable):
+        export(told, folder / "a.jsonl", Filter(), force=False, actor=SYSTEM, progress=made_by_another)
+    assert {each.name: each.read_text() for each in folder.iterdir()} == {"a.jsonl": "theirs"}
     assert listed(told, Filter(action="audit.exported")) == []
 
 
@@ -306,7 +317,7 @@ def test_an_account_that_cannot_write_it_down_cannot_export(
     assert "this account may not do that" in refused.output
     assert list(folder.iterdir()) == []
     assert bot(exports, "export", "a.jsonl").exit_code == 0
-    assert [event["action"] for event in listed(owner)] == ["request.created", "audit.exported"]
+    assert [event["action"] for event in listed(owner)] == ["request.created", "export.begun", "audit.exported"]
     with pytest.raises(NothingDone, match="InsufficientPrivilege"):
         execute(exports, "UPDATE audit_head SET base_seq = 1")
 
@@ -320,9 +331,10 @@ def test_an_export_of_everything_ends_with_the_event_that_is_signed(told: Databa
     assert result.exit_code == 0, result.output
     signed = parse_checkpoint((folder / "a.jsonl.checkpoint").read_text())
     last = read(folder / "a.jsonl")[-1]
-    assert (signed.checkpoint.seq, signed.checkpoint.hash) == (last["seq"], last["hash"]) == (5, last["hash"])
-    assert [event["action"] for event in listed(told)[5:]] == ["audit.checkpointed", "audit.exported"]
-    assert listed(told)[-1]["details"]["checkpoint_seq"] == 5
+    assert (signed.checkpoint.seq, signed.checkpoint.hash) == (last["seq"], last["hash"]) == (6, last["hash"])
+    later = [event["action"] for event in listed(told)[5:]]
+    assert later == ["export.begun", "audit.checkpointed", "audit.exported"]
+    assert listed(told)[-1]["details"]["checkpoint_seq"] == 6
     assert verify(told).fault is None
 
 
@@ -341,7 +353,7 @@ def test_an_export_with_a_filter_has_a_checkpoint_that_covers_it(told: Database,
     assert bot(told, "export", "a.csv", "--request", "1", CHECKPOINT_KEY=PRIVATE_KEY).exit_code == 0
     assert (folder / "a.csv.checkpoint").read_text() == f"{made}\n"
     assert bot(told, "export", "b.csv", "--action", "audit.exported", CHECKPOINT_KEY=PRIVATE_KEY).exit_code == 0
-    assert parse_checkpoint((folder / "b.csv.checkpoint").read_text()).checkpoint.seq == 7
+    assert parse_checkpoint((folder / "b.csv.checkpoint").read_text()).checkpoint.seq == 9
 
 
 def test_an_audit_that_does_not_verify_is_exported_and_not_signed(told: Database, folder: Path) -> None:
@@ -441,7 +453,7 @@ def test_the_benchmark_checks_what_it_measures(database_url: str, folder: Path) 
         "export parquet",
         "verify --archive",
     ]
-    assert [step.rows for step in steps] == [1200, 1200, 1200, 1201, 1202, 1200]
+    assert [step.rows for step in steps] == [1200, 1200, 1201, 1203, 1205, 1201]
     assert ["MISSED" in step.judged() for step in steps] == [False, True, True, False, False, False]
     assert list(folder.glob("audit.*")) == list(folder.glob("audit.db*"))
 

@@ -3,21 +3,23 @@
 import hashlib
 import io
 import os
-import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from bot.audit.whole_file import beside
+
 
 class Draft(io.RawIOBase):
-    """Only its owner may read it. It has a temporary name beside its own until `place`; `discard` leaves nothing."""
+    """Is written to `part`, until `place` gives it its name."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, part: Path, path: Path) -> None:
         """Raises OSError."""
         super().__init__()
+        self._part = part
         self._path = path
-        self._part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
-        descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        self._file = os.fdopen(descriptor, "wb", buffering=1 << 20)
+        self._file = part.open("wb", buffering=1 << 20)
         self._hash = hashlib.sha256()
         self.size_bytes = 0
 
@@ -53,15 +55,18 @@ class Draft(io.RawIOBase):
         finally:
             os.close(folder)
 
-    def discard(self) -> None:
-        """Remove what has not got its name; nothing happens to what has."""
-        self._file.close()
-        self._part.unlink(missing_ok=True)
+    def abandon(self) -> None:
+        """Nothing more is written, whatever is left to write; nothing happens to what is finished."""
+        with suppress(OSError):
+            self._file.close()
 
 
-def line_draft(path: Path, line: str) -> Draft:
-    """A finished draft of one line of text."""
-    draft = Draft(path)
-    draft.write(f"{line}\n".encode())
-    draft.finish()
-    return draft
+@contextmanager
+def draft(path: Path) -> Iterator[Draft]:
+    """A file for `path` that only its owner may read; nothing is left of it unless it was placed."""
+    with beside(path) as part:
+        made = Draft(part, path)
+        try:
+            yield made
+        finally:
+            made.abandon()

@@ -1,23 +1,23 @@
 """Copies the audit out into a file, with its hash and a checkpoint beside it, and writes down that it was done.
 
-The event is written when the file is whole and its hash known, and before the file gets its name: nobody has an export
-that is not in the audit.
+One event is written before the first row is read, and is itself in an export of everything; the other when the file is
+whole and its hash known, before it gets its name. So nobody has an export, or a part of one, that is not in the audit.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from bot.audit.archive import checkpoint_path, sha256_path
-from bot.audit.draft import Draft, line_draft
+from bot.audit.draft import Draft, draft
 from bot.audit.forms import FORMS, Rows, Writer, require_libraries
 from bot.audit.signing import is_signed
+from bot.audit.whole_file import refuse_unwritable
 from bot.checkpointing import Sign
 from bot.database.audit_log import LISTED, Filter
-from bot.database.chain import Chain
 from bot.database.checkpoints import Checkpoints
 from bot.database.engine import Database
 from bot.database.snapshot import snapshot
@@ -54,43 +54,49 @@ def export(  # noqa: PLR0913 - what, where to, by whom, and how it is signed
     path: Path,
     wanted: Filter,
     *,
+    force: bool,
     actor: Actor,
     sign: Sign | None = None,
     progress: Callable[[int], None] = lambda _events: None,
 ) -> Export:
-    """Write the events that fit to `path`, in the form of its suffix, and in place of what is there.
+    """Write the events that fit to `path`, in the form of its suffix; `force` allows other files to be there.
 
     Without a filter the checkpoint beside it is of an event that is in the file, so that the file proves itself: of its
     last one where `sign` is there. With a filter it is one that covers the last event, made where there is none.
-    Raises MayNotRecord, MissingExtra, NoEvent, OSError, StoreError.
+    Raises Unwritable, MayNotRecord, MissingExtra, NoEvent, OSError, StoreError; then there is no file.
     """
     require_libraries(path.suffix)
-    _require_record(database)
+    _refuse_unwritable(path, force=force)
+    asked: dict[str, Json] = {
+        "file": path.name,
+        "format": path.suffix.removeprefix("."),
+        "filter": _as_json(wanted),
+    }
+    store = SqlStore(database)
+    _begin(store, actor, asked)
     checkpoints = _Checkpoints(database, sign, actor, is_complete=wanted == Filter())
     end_seq = checkpoints.sign_end()
-    with _drafts() as drafts:
-        draft = Draft(path)
-        drafts.append(draft)
+    with ExitStack() as stack:
+        made = stack.enter_context(draft(path))
         with snapshot(database) as seen:
             up_to_seq = seen.last_seq if end_seq is None else end_seq
-            span = _write(FORMS[path.suffix](draft), seen.events(wanted, up_to_seq=up_to_seq), progress)
-        draft.finish()
+            span = _write(FORMS[path.suffix](made), seen.events(wanted, up_to_seq=up_to_seq), progress)
+        made.finish()
+        sha256 = made.sha256
         signed = checkpoints.beside(span)
-        drafts.append(line_draft(sha256_path(path), f"{draft.sha256}  {path.name}"))
+        drafts = [made, _line(stack, sha256_path(path), f"{sha256}  {path.name}")]
         if signed is not None:
-            drafts.append(line_draft(checkpoint_path(path), str(signed)))
-        details: dict[str, Json] = {
-            "file": path.name,
-            "format": path.suffix.removeprefix("."),
-            "filter": _as_json(wanted),
+            drafts.append(_line(stack, checkpoint_path(path), str(signed)))
+        result: dict[str, Json] = {
             "events": span.events,
             "first_seq": span.first_seq,
             "last_seq": span.last_seq,
-            "sha256": draft.sha256,
+            "sha256": sha256,
             "checkpoint_seq": None if signed is None else signed.checkpoint.seq,
         }
-        with SqlStore(database).transaction() as tx:
-            tx.record(Action.AUDIT_EXPORTED, actor=actor, details=details)
+        _refuse_unwritable(path, force=force)
+        with store.transaction() as tx:
+            tx.record(Action.AUDIT_EXPORTED, actor=actor, details=asked | result)
         if signed is None:
             checkpoint_path(path).unlink(missing_ok=True)  # of the file that is replaced
         for each in reversed(drafts):
@@ -99,19 +105,31 @@ def export(  # noqa: PLR0913 - what, where to, by whom, and how it is signed
         events=span.events,
         first_seq=span.first_seq,
         last_seq=span.last_seq,
-        sha256=draft.sha256,
+        sha256=sha256,
         checkpoint=signed,
         broken=checkpoints.broken,
     )
 
 
-def _require_record(database: Database) -> None:
-    """Asked for before, as it may take a while until the event can be written."""
+def _refuse_unwritable(path: Path, *, force: bool) -> None:
+    for each in (path, sha256_path(path), checkpoint_path(path)):
+        refuse_unwritable(each, force=force)
+
+
+def _begin(store: SqlStore, actor: Actor, asked: dict[str, Json]) -> None:
     try:
-        with database.write() as connection:
-            Chain(connection)
+        with store.transaction() as tx:
+            tx.record(Action.EXPORT_BEGUN, actor=actor, details=asked)
     except NothingDone as error:
         raise MayNotRecord(str(error)) from None
+
+
+def _line(stack: ExitStack, path: Path, line: str) -> Draft:
+    """A finished draft of one line of text."""
+    made = stack.enter_context(draft(path))
+    made.write(f"{line}\n".encode())
+    made.finish()
+    return made
 
 
 class _Span(NamedTuple):
@@ -186,14 +204,3 @@ def _as_json(wanted: Filter) -> dict[str, Json]:
         for name, value in given.items()
         if value is not None
     }
-
-
-@contextmanager
-def _drafts() -> Iterator[list[Draft]]:
-    """None of them is left behind where something fails."""
-    drafts: list[Draft] = []
-    try:
-        yield drafts
-    finally:
-        for draft in drafts:
-            draft.discard()
