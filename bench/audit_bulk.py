@@ -80,8 +80,9 @@ def run(arguments: list[str], database_url: str, folder: Path) -> Ran:
     _, status, usage = os.wait4(process, 0)
     seconds = time.perf_counter() - began
     text = told.read_text(encoding="utf-8")
-    if os.waitstatus_to_exitcode(status) != 0:
-        raise NotDone(f"{' '.join(arguments)}: {text}")
+    ended = os.waitstatus_to_exitcode(status)
+    if ended != 0:
+        raise NotDone(f"{' '.join(arguments)}: ended with {ended}, {text}")
     return Ran(text, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 

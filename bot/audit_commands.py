@@ -1,13 +1,15 @@
-"""The command line of the audit: list, show, verify, checkpoint, export, reconcile, evidence, report."""
+"""The command line of the audit: list, show, verify, checkpoint, export, prune, reconcile, evidence, report."""
 
 import csv
 import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -29,9 +31,10 @@ from bot.terminal import (
 
 if TYPE_CHECKING:
     from bot.audit.reconcile import Reconciliation
+    from bot.database.engine import Database
     from bot.database.store import SqlStore
     from bot.database.verification import Verification
-    from bot.domain.checkpoint import Checkpoint
+    from bot.domain.checkpoint import Checkpoint, SignedCheckpoint
     from bot.domain.reconciliation import Finding
     from bot.domain.witness import Witness
 
@@ -121,12 +124,22 @@ def audit_list(*, limit: int, form: str, **wanted: Any) -> None:
 def audit_show(request_id: int, form: str) -> None:
     """Tell one request's whole story, oldest first."""
     from bot.database.audit_log import AuditLog, Filter  # noqa: PLC0415
+    from bot.database.snapshot import snapshot  # noqa: PLC0415
+    from bot.domain.audit import Action  # noqa: PLC0415
 
     with ready_database() as database:
         events = AuditLog(database).list(Filter(request_id=request_id), limit=100_000, newest_first=False)
+        with snapshot(database) as seen:
+            base_seq = seen.base_seq
+    if not events and base_seq:
+        fail(
+            f"there is no event of request #{request_id}: those up to {base_seq} were pruned, and are in their archive"
+        )
     if not events:
         fail(f"there is no request #{request_id}")
     _print_events(events, form)
+    if base_seq and events[0]["action"] != Action.REQUEST_CREATED:
+        click.echo(f"how it began is in an archive: the events up to {base_seq} were pruned", err=True)
 
 
 @audit.command("verify")
@@ -284,6 +297,10 @@ def _witnesses(file: TextIO) -> "tuple[Witness, ...]":
 
 
 def _checkpoints(file: TextIO, public_keys: tuple[str, ...]) -> "tuple[Checkpoint, ...]":
+    return tuple(signed.checkpoint for signed in _signed_checkpoints(file, public_keys))
+
+
+def _signed_checkpoints(file: TextIO, public_keys: tuple[str, ...]) -> "tuple[SignedCheckpoint, ...]":
     """The checkpoints of the file, each with a good signature of an expected key; else the command ends here."""
     from bot.audit.signing import Signer, is_signed  # noqa: PLC0415
     from bot.domain.checkpoint import parse_checkpoints  # noqa: PLC0415
@@ -308,7 +325,7 @@ def _checkpoints(file: TextIO, public_keys: tuple[str, ...]) -> "tuple[Checkpoin
             fail(f"checkpoint {number} of the file is signed by another key: {signed.key}")
         if not is_signed(signed):
             fail(f"checkpoint {number} of the file was altered: its signature is not good")
-    return tuple(signed.checkpoint for signed in found)
+    return found
 
 
 @audit.command("checkpoint")
@@ -542,6 +559,77 @@ def audit_export(*, path: Path, force: bool, **wanted: Any) -> None:
         out.print("no checkpoint covers it: set CHECKPOINT_KEY, and export again, to have one made")
     if made.broken is not None:
         fail(f"nothing was signed, as the audit does not verify: {made.broken}")
+
+
+@audit.command("prune")
+@click.option("--before", type=_Time(), required=True, help="Remove the events from before this time.")
+@click.option(
+    "--archive",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="The file of `bot audit export` that holds them, with what lies beside it.",
+)
+@click.option(
+    "--public-key", "public_keys", multiple=True, metavar="HEX", help="Who signed it, else the owner of CHECKPOINT_KEY."
+)
+def audit_prune(*, before: datetime, archive: Path, public_keys: tuple[str, ...]) -> None:
+    """Remove old events that an archive is proven to hold; the rest still verifies."""
+    from bot.audit.archive import BrokenArchive, checkpoint_path, read_checkpoint  # noqa: PLC0415
+    from bot.audit.prune import prune_behind_archive  # noqa: PLC0415
+    from bot.database.pruning import CannotPrune  # noqa: PLC0415
+    from bot.domain.audit import Actor  # noqa: PLC0415
+
+    actor = Actor(id=f"cli:{login()}")
+    try:
+        signed, *others = _signed_checkpoints(StringIO(read_checkpoint(archive)), public_keys)
+        if others:
+            fail(f"nothing was removed: {checkpoint_path(archive)} holds more than the archive's own checkpoint")
+        with (
+            ready_database(read_only=False) as database,
+            _bot_not_running(database),
+            progress_shown("compared") as progress,
+            _doubt_told(),
+        ):
+            pruned = prune_behind_archive(
+                database, archive, before=before, signed=signed, actor=actor, progress=progress
+            )
+    except BrokenArchive as error:
+        fail(f"nothing was removed: the archive does not verify: {error}")
+    except CannotPrune as error:
+        fail(f"nothing was removed: {error}")
+    except OSError as error:
+        fail(f"nothing was removed: {archive} cannot be read ({error.strerror})")
+    out.print(f"{pruned.events} events removed, up to {pruned.up_to_seq}; keep {archive} and what lies beside it")
+
+
+@contextmanager
+def _doubt_told() -> Iterator[None]:
+    from bot.domain.errors import CommitInDoubt  # noqa: PLC0415
+
+    try:
+        yield
+    except CommitInDoubt as error:
+        fail(f"the database did not say whether the events were removed: `bot audit verify` shows it ({error})")
+
+
+@contextmanager
+def _bot_not_running(database: "Database") -> Iterator[None]:
+    """On SQLite nobody else may write for that long; on PostgreSQL the bot waits, or says that nothing was done."""
+    from bot.database.engine import DatabaseInUse, RunLock, sqlite_path  # noqa: PLC0415
+
+    path = sqlite_path(str(database.url))
+    if path is None:
+        yield
+        return
+    lock = RunLock(path)
+    try:
+        lock.acquire()
+    except DatabaseInUse as error:
+        fail(f"nothing was removed: {error}; stop it first")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _print_events(events: list[dict[str, Any]], form: str) -> None:

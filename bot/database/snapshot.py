@@ -59,6 +59,8 @@ def snapshot(database: Database) -> Iterator[Snapshot]:
     """Raises NothingDone if the database cannot be asked."""
     with database.read() as connection:
         if not database.is_sqlite:
-            # The limit is for listeners. Here the first row of a narrow filter may be far away.
+            # The limits are for listeners. Here the first row of a narrow filter may be far away, and the next row is
+            # asked for when what is compared with it has been read.
             connection.execute(text("SET LOCAL statement_timeout = 0"))
+            connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         yield Snapshot(connection)

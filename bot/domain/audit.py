@@ -60,6 +60,7 @@ class Action(StrEnum):
     REPORT_MADE = "report.made"  #: moves nothing
     EXPORT_BEGUN = "export.begun"  #: moves nothing
     AUDIT_EXPORTED = "audit.exported"  #: moves nothing
+    AUDIT_PRUNED = "audit.pruned"  #: moves nothing
 
 
 class Outcome(StrEnum):
