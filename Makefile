@@ -5,6 +5,7 @@ WORLDS ?= 1000
 SCALE ?= 1
 SEED ?= 0
 DATABASE ?= sqlite
+N ?= 1000000
 UV := .tools/bin/uv
 BIN := .venv/bin
 # The second stamp is written last, so an interrupted setup is taken up again.
@@ -16,10 +17,10 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_SYSTEM_CERTS := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sim faults mutants check lock clean
+.PHONY: help setup demo test sim faults mutants bench-audit check lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV) ## Install the bot and its tools into .venv
 
@@ -37,6 +38,9 @@ faults: $(VENV) ## Play every experiment with faults, SCALE times as large, with
 
 mutants: $(VENV) ## Plant bugs, one at a time, and show that the tests notice
 	@$(BIN)/python tests/faults/mutants.py
+
+bench-audit: $(VENV) ## Measure the audit's commands on N events in SQLite and PostgreSQL
+	@$(BIN)/python bench/audit_bulk.py $(N)
 
 check: $(VENV) ## Lint, check types and who imports whom, lint the Dockerfile
 	$(BIN)/ruff check

@@ -1,13 +1,15 @@
-"""The command line of the audit: list, show, verify, checkpoint, reconcile, evidence, report."""
+"""The command line of the audit: list, show, verify, checkpoint, export, prune, reconcile, evidence, report."""
 
 import csv
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -29,9 +31,10 @@ from bot.terminal import (
 
 if TYPE_CHECKING:
     from bot.audit.reconcile import Reconciliation
+    from bot.database.engine import Database
     from bot.database.store import SqlStore
     from bot.database.verification import Verification
-    from bot.domain.checkpoint import Checkpoint
+    from bot.domain.checkpoint import Checkpoint, SignedCheckpoint
     from bot.domain.reconciliation import Finding
     from bot.domain.witness import Witness
 
@@ -80,16 +83,26 @@ class _Word(click.ParamType[str]):
         return str(value)
 
 
+def _narrowed(command: Callable[..., None]) -> Callable[..., None]:
+    """The options by which events are chosen, by the names of Filter."""
+    options = (
+        click.option("--order", "order_uuid", help="Only this order's uuid."),
+        click.option("--request", "request_id", type=click.IntRange(1, 2**62), help="Only this request."),
+        click.option("--actor", help="Only this Slack user id, `system` or `cli:<login>`."),
+        click.option("--market", help="Only this market, such as KRW-BTC."),
+        click.option("--action", type=_Word("action"), help="Only this action, such as cancel.sent."),
+        click.option("--outcome", type=click.Choice(["ok", "refused", "failed", "unknown"]), help="Only this outcome."),
+        click.option("--reason", "details_reason", type=_Word("reason"), help="Only this reason, such as own_request."),
+        click.option("--since", type=_Time(), help="From this time on (UTC unless it says otherwise)."),
+        click.option("--until", type=_Time(), help="Before this time."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @audit.command("list")
-@click.option("--order", "order_uuid", help="Only this order's uuid.")
-@click.option("--request", "request_id", type=click.IntRange(1, 2**62), help="Only this request.")
-@click.option("--actor", help="Only this Slack user id, `system` or `cli:<login>`.")
-@click.option("--market", help="Only this market, such as KRW-BTC.")
-@click.option("--action", type=_Word("action"), help="Only this action, such as cancel.sent.")
-@click.option("--outcome", type=click.Choice(["ok", "refused", "failed", "unknown"]), help="Only this outcome.")
-@click.option("--reason", "details_reason", type=_Word("reason"), help="Only this reason, such as own_request.")
-@click.option("--since", type=_Time(), help="From this time on (UTC unless it says otherwise).")
-@click.option("--until", type=_Time(), help="Before this time.")
+@_narrowed
 @click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="At most so many.")
 @click.option("--before", "before_seq", type=click.IntRange(1, 2**62), help="Only events before this number: go on.")
 @click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
@@ -111,12 +124,22 @@ def audit_list(*, limit: int, form: str, **wanted: Any) -> None:
 def audit_show(request_id: int, form: str) -> None:
     """Tell one request's whole story, oldest first."""
     from bot.database.audit_log import AuditLog, Filter  # noqa: PLC0415
+    from bot.database.snapshot import snapshot  # noqa: PLC0415
+    from bot.domain.audit import Action  # noqa: PLC0415
 
     with ready_database() as database:
         events = AuditLog(database).list(Filter(request_id=request_id), limit=100_000, newest_first=False)
+        with snapshot(database) as seen:
+            base_seq = seen.base_seq
+    if not events and base_seq:
+        fail(
+            f"there is no event of request #{request_id}: those up to {base_seq} were pruned, and are in their archive"
+        )
     if not events:
         fail(f"there is no request #{request_id}")
     _print_events(events, form)
+    if base_seq and events[0]["action"] != Action.REQUEST_CREATED:
+        click.echo(f"how it began is in an archive: the events up to {base_seq} were pruned", err=True)
 
 
 @audit.command("verify")
@@ -137,11 +160,26 @@ def audit_show(request_id: int, form: str) -> None:
     metavar="HEX",
     help="Who must have signed them, else the owner of CHECKPOINT_KEY; once for each key, where it was replaced.",
 )
+@click.option(
+    "--archive",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file of `bot audit export`, in place of the database.",
+)
 @click.option("--record", is_flag=True, help="Write into the audit that it was verified, and what was found.")
 def audit_verify(
-    *, witness: TextIO | None, checkpoint: TextIO | None, public_keys: tuple[str, ...], record: bool
+    *,
+    witness: TextIO | None,
+    checkpoint: TextIO | None,
+    public_keys: tuple[str, ...],
+    archive: Path | None,
+    record: bool,
 ) -> None:
     """Verify the chain of hashes from the first event to the last."""
+    if archive is not None:
+        if witness is not None or record:
+            raise click.UsageError("--archive needs no database: it goes with --checkpoint and --public-key only")
+        _verify_archive(archive, checkpoint, public_keys)
+        return
     from bot.database.store import SqlStore  # noqa: PLC0415
     from bot.database.verification import verify  # noqa: PLC0415
 
@@ -159,6 +197,46 @@ def audit_verify(
     out.print("; ".join(_found(result, is_witnessed=bool(witnesses), checkpoints=checkpoints)))
     if (witnesses or checkpoints) and not result.witnesses + result.checkpoints:
         fail(f"nothing was compared: all that was given is older than event {result.base_seq}, up to which was pruned")
+
+
+def _verify_archive(path: Path, given: TextIO | None, public_keys: tuple[str, ...]) -> None:
+    from bot.audit.archive import BrokenArchive, sha256_path, verify_archive  # noqa: PLC0415
+
+    checkpoints = _checkpoints_of_archive(path, given, public_keys)
+    try:
+        with progress_shown("verified") as progress:
+            result = verify_archive(path, checkpoints, progress=progress)
+    except BrokenArchive as error:
+        fail(f"the archive does not verify: {error}")
+    except OSError as error:
+        fail(f"{path} cannot be read ({error.strerror})")
+    said = [f"{result.events} events verified, {result.base_seq + 1} to {result.last_seq} {result.last_hash}"]
+    if sha256_path(path).exists():
+        said.append("its SHA-256 agrees")
+    if checkpoints:
+        said.append(f"{result.checkpoints} checkpoints agree")
+    else:
+        said.append("no checkpoint was compared, so that it may have been rewritten as a whole: see --public-key")
+    if result.not_in_it:
+        said.append(f"{result.not_in_it} are of events that are not in it, and could not be compared")
+    out.print("; ".join(said))
+    if checkpoints and not result.checkpoints:
+        fail("nothing was compared: none of the checkpoints is of an event of this archive")
+
+
+def _checkpoints_of_archive(path: Path, given: TextIO | None, public_keys: tuple[str, ...]) -> "Sequence[Checkpoint]":
+    """Those that were given, else that which lies beside the archive, where it is known who must have signed it."""
+    from bot.audit.archive import checkpoint_path  # noqa: PLC0415
+
+    if given is not None:
+        return _checkpoints(given, public_keys)
+    beside = checkpoint_path(path)
+    if public_keys and not beside.exists():
+        raise click.UsageError(f"there is no {beside}: say with --checkpoint what the owner of --public-key has signed")
+    if not beside.exists() or not (public_keys or audit_settings().checkpoint_key.get_secret_value()):
+        return ()
+    with beside.open(encoding="utf-8") as file:
+        return _checkpoints(file, public_keys)
 
 
 def _found(result: "Verification", *, is_witnessed: bool, checkpoints: "Sequence[Checkpoint]") -> Iterator[str]:
@@ -219,6 +297,10 @@ def _witnesses(file: TextIO) -> "tuple[Witness, ...]":
 
 
 def _checkpoints(file: TextIO, public_keys: tuple[str, ...]) -> "tuple[Checkpoint, ...]":
+    return tuple(signed.checkpoint for signed in _signed_checkpoints(file, public_keys))
+
+
+def _signed_checkpoints(file: TextIO, public_keys: tuple[str, ...]) -> "tuple[SignedCheckpoint, ...]":
     """The checkpoints of the file, each with a good signature of an expected key; else the command ends here."""
     from bot.audit.signing import Signer, is_signed  # noqa: PLC0415
     from bot.domain.checkpoint import parse_checkpoints  # noqa: PLC0415
@@ -243,7 +325,7 @@ def _checkpoints(file: TextIO, public_keys: tuple[str, ...]) -> "tuple[Checkpoin
             fail(f"checkpoint {number} of the file is signed by another key: {signed.key}")
         if not is_signed(signed):
             fail(f"checkpoint {number} of the file was altered: its signature is not good")
-    return tuple(signed.checkpoint for signed in found)
+    return found
 
 
 @audit.command("checkpoint")
@@ -434,6 +516,120 @@ def audit_report(*, month: str, zone: ZoneInfo, path: Path, force: bool) -> None
     if report.fault is not None:
         fail(f"the audit does not verify: {report.fault}; {path} says so, too")
     out.print(f"{path}: {report.events} events of {month} in {zone.key}; SHA-256 {report.sha256}")
+
+
+@audit.command("export")
+@click.argument("path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE")
+@_narrowed
+@click.option("--force", is_flag=True, help="Replace FILE, and what lies beside it.")
+def audit_export(*, path: Path, force: bool, **wanted: Any) -> None:
+    """Copy events into FILE, oldest first: CSV, JSON lines or Parquet, as it ends in .csv, .jsonl or .parquet."""
+    from bot.audit.export import MayNotRecord, NoEvent, export  # noqa: PLC0415
+    from bot.audit.forms import MissingExtra, form_of  # noqa: PLC0415
+    from bot.audit.signing import Signer  # noqa: PLC0415
+    from bot.audit.whole_file import Unwritable  # noqa: PLC0415
+    from bot.database.audit_log import Filter  # noqa: PLC0415
+    from bot.domain.audit import Actor  # noqa: PLC0415
+
+    try:
+        form_of(path)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="FILE") from None
+    key = audit_settings().checkpoint_key.get_secret_value()
+    sign = Signer(key).sign if key else None
+    actor = Actor(id=f"cli:{login()}")
+    try:
+        with ready_database(read_only=False) as database, progress_shown("exported") as progress:
+            given = Filter(**wanted)
+            made = export(database, path, given, force=force, actor=actor, sign=sign, progress=progress)
+    except Unwritable as error:
+        raise click.UsageError(str(error)) from None
+    except MayNotRecord as error:
+        fail(f"nothing was exported: an export is written into the audit, and this account may not do that ({error})")
+    except NoEvent as error:
+        fail(f"nothing was exported: {error}; see `bot audit verify`")
+    except MissingExtra as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"nothing was exported: {path} cannot be written ({error.strerror})")
+    out.print(f"{made.events} events exported to {path}; SHA-256 {made.sha256}")
+    if made.checkpoint is not None:
+        out.print(f"the checkpoint beside it is of event {made.checkpoint.checkpoint.seq}")
+    elif made.broken is None:
+        out.print("no checkpoint covers it: set CHECKPOINT_KEY, and export again, to have one made")
+    if made.broken is not None:
+        fail(f"nothing was signed, as the audit does not verify: {made.broken}")
+
+
+@audit.command("prune")
+@click.option("--before", type=_Time(), required=True, help="Remove the events from before this time.")
+@click.option(
+    "--archive",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="The file of `bot audit export` that holds them, with what lies beside it.",
+)
+@click.option(
+    "--public-key", "public_keys", multiple=True, metavar="HEX", help="Who signed it, else the owner of CHECKPOINT_KEY."
+)
+def audit_prune(*, before: datetime, archive: Path, public_keys: tuple[str, ...]) -> None:
+    """Remove old events that an archive is proven to hold; the rest still verifies."""
+    from bot.audit.archive import BrokenArchive, checkpoint_path, read_checkpoint  # noqa: PLC0415
+    from bot.audit.prune import prune_behind_archive  # noqa: PLC0415
+    from bot.database.pruning import CannotPrune  # noqa: PLC0415
+    from bot.domain.audit import Actor  # noqa: PLC0415
+
+    actor = Actor(id=f"cli:{login()}")
+    try:
+        signed, *others = _signed_checkpoints(StringIO(read_checkpoint(archive)), public_keys)
+        if others:
+            fail(f"nothing was removed: {checkpoint_path(archive)} holds more than the archive's own checkpoint")
+        with (
+            ready_database(read_only=False) as database,
+            _bot_not_running(database),
+            progress_shown("compared") as progress,
+            _doubt_told(),
+        ):
+            pruned = prune_behind_archive(
+                database, archive, before=before, signed=signed, actor=actor, progress=progress
+            )
+    except BrokenArchive as error:
+        fail(f"nothing was removed: the archive does not verify: {error}")
+    except CannotPrune as error:
+        fail(f"nothing was removed: {error}")
+    except OSError as error:
+        fail(f"nothing was removed: {archive} cannot be read ({error.strerror})")
+    out.print(f"{pruned.events} events removed, up to {pruned.up_to_seq}; keep {archive} and what lies beside it")
+
+
+@contextmanager
+def _doubt_told() -> Iterator[None]:
+    from bot.domain.errors import CommitInDoubt  # noqa: PLC0415
+
+    try:
+        yield
+    except CommitInDoubt as error:
+        fail(f"the database did not say whether the events were removed: `bot audit verify` shows it ({error})")
+
+
+@contextmanager
+def _bot_not_running(database: "Database") -> Iterator[None]:
+    """On SQLite nobody else may write for that long; on PostgreSQL the bot waits, or says that nothing was done."""
+    from bot.database.engine import DatabaseInUse, RunLock, sqlite_path  # noqa: PLC0415
+
+    path = sqlite_path(str(database.url))
+    if path is None:
+        yield
+        return
+    lock = RunLock(path)
+    try:
+        lock.acquire()
+    except DatabaseInUse as error:
+        fail(f"nothing was removed: {error}; stop it first")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _print_events(events: list[dict[str, Any]], form: str) -> None:

@@ -70,6 +70,11 @@ class Checkpoints:
         query = select(checkpoints).where(checkpoints.c.seq >= seq).order_by(checkpoints.c.seq, checkpoints.c.id)
         return self._first(query)
 
+    def newest_up_to(self, seq: int) -> SignedCheckpoint | None:
+        """The newest one of this event or of one before it."""
+        query = select(checkpoints).where(checkpoints.c.seq <= seq)
+        return self._first(query.order_by(checkpoints.c.seq.desc(), checkpoints.c.id.desc()))
+
     def newest(self, *, key: str) -> SignedCheckpoint | None:
         """The newest one that names this public key; whether its signature is good is for the caller to know."""
         return self._first(select(checkpoints).where(checkpoints.c.key == key).order_by(checkpoints.c.id.desc()))

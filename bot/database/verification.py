@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
@@ -15,8 +16,9 @@ from sqlalchemy import Connection, Result, Row, Select, Text, select, type_coerc
 
 from bot.database.engine import Database
 from bot.database.schema import UtcTime, audit_events, audit_head
-from bot.domain.audit import GENESIS_HASH, Json, canonical, chain_hash, timestamp
+from bot.domain.audit import GENESIS_HASH, Json, chain_hash, timestamp
 from bot.domain.checkpoint import Checkpoint
+from bot.domain.layout import Layout
 from bot.domain.witness import Witness
 
 _REPEATED: Final = tuple(
@@ -29,6 +31,9 @@ _AS_STORED: Final = tuple(
     for column in (audit_events.c[name] for name in (*_REPEATED, "entry", "prev_hash", "hash"))
 )
 """The columns for who verifies: on SQLite a time that was tampered with may be no time at all."""
+
+_ENTRY: Final = Layout(sorted(_REPEATED), given=[column.name for column in _AS_STORED], comma=",", colon=":")
+"""The canonical text, out of a row."""
 
 READ_ROWS: Final = 1000
 """Rows held in memory at a time."""
@@ -227,7 +232,7 @@ class _Walk:
             return self._misplaced(row)
         if row.hash != chain_hash(row.prev_hash, row.entry):
             return self._altered(row.seq, "its hash does not fit its text")
-        if row.entry == _entry_of(row):
+        if _is_as_written(row):
             return None
         entry = _object(row.entry)
         if entry is None:
@@ -327,16 +332,12 @@ def _written_as(row: Row[Any]) -> int | None:
     return seq if type(seq) is int else None
 
 
-def _entry_of(row: Any) -> str:
-    """The text that these columns make, where `details` is as the bot wrote it."""
-    repeated = dict(zip(_REPEATED, row, strict=False))
-    details = repeated["details"]
-    occurred_at = repeated["occurred_at"]
-    if not isinstance(occurred_at, str):
-        repeated["occurred_at"] = timestamp(occurred_at)
-    repeated["details"] = ""
-    # Within a text every quote is escaped, so that this stands nowhere else.
-    return canonical(repeated).replace('"details":""', f'"details":{details}', 1)
+def _is_as_written(row: Row[Any]) -> bool:
+    """Whether the columns make the text that was hashed, where `details` is as the bot wrote it."""
+    try:
+        return bool(row.entry == _ENTRY.write(row))
+    except TypeError:  # SQLite keeps anything in any column
+        return False
 
 
 def columns_of(row: Any) -> dict[str, Json]:
@@ -347,7 +348,7 @@ def columns_of(row: Any) -> dict[str, Json]:
     except ValueError:
         details = row["details"]
     occurred_at = row["occurred_at"]
-    written_at = occurred_at if isinstance(occurred_at, str) else timestamp(occurred_at)
+    written_at = timestamp(occurred_at) if isinstance(occurred_at, datetime) else occurred_at
     return {**repeated, "occurred_at": written_at, "details": details}
 
 

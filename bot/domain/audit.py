@@ -59,6 +59,9 @@ class Action(StrEnum):
     AUDIT_RECONCILED = "audit.reconciled"  #: moves nothing
     EVIDENCE_PACKED = "evidence.packed"  #: moves nothing
     REPORT_MADE = "report.made"  #: moves nothing
+    EXPORT_BEGUN = "export.begun"  #: moves nothing
+    AUDIT_EXPORTED = "audit.exported"  #: moves nothing
+    AUDIT_PRUNED = "audit.pruned"  #: moves nothing
 
 
 class Outcome(StrEnum):
