@@ -1,16 +1,22 @@
 """What the tests share: a database of each kind, real ones, empty for every test."""
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from databases import migrated
+from memory import fast_folder
 from postgresql import Postgresql
 
 from bot.database.engine import Database
 
 KINDS = ("sqlite", "postgresql")
+
+if folder := fast_folder():
+    # Read by pytest when the first test asks for a folder.
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
 
 
 @pytest.fixture(autouse=True)

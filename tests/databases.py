@@ -14,15 +14,16 @@ from bot.database.migration import migrate
 
 
 def migrated(database: Database) -> Database:
-    """The database, which was empty, at the newest revision."""
+    """The database, which was empty or is one of these, at the newest revision."""
     path = sqlite_path(database.url.render_as_string(hide_password=False))
     if path is not None:
-        assert not path.exists()
-        path.write_bytes(_sqlite_file())
+        if not path.exists():
+            path.write_bytes(_sqlite_file())
     elif _on_postgresql:
         with database.write() as connection:
-            for statement, values in _on_postgresql:
-                connection.exec_driver_sql(statement, values)
+            if connection.exec_driver_sql("SELECT to_regclass('alembic_version')").scalar_one() is None:
+                for statement, values in _on_postgresql:
+                    connection.exec_driver_sql(statement, values)
     else:
         event.listen(database.engine, "before_cursor_execute", _note)
         migrate(database)

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from memory import fast_folder
 from sqlalchemy import create_engine, text
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Postgresql:
     """
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="pg-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir=fast_folder()))
         self.folder.chmod(0o755)
         self._server = self._started()
         self._url = self._server.get_uri("postgres").replace("postgresql://", "postgresql+psycopg://", 1)

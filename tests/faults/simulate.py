@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, get_args
 
+from memory import fast_folder
 from postgresql import Postgresql
 from simulation import INVARIANTS, World
 
@@ -29,8 +30,6 @@ from bot.domain.cancel_request import State
 from faults.figures import Figures, Ground, Kind
 
 WORLDS: Final[dict[Kind, int]] = {"sqlite": 200, "postgresql": 30}
-MEMORY: Final = Path("/dev/shm")
-"""Where a SQLite file costs no disk; a crash is simulated here, so that none need be survived."""
 SHOWN_VIOLATIONS: Final = 5
 
 WORDS_OF_WRONG: Final = (
@@ -69,7 +68,7 @@ def play(seed: int, database_url: str | None = None) -> Told:
     """Play and judge one world, in a SQLite file of its own unless an empty database is given."""
     warnings.simplefilter("error")
     logging.getLogger("bot").addHandler(logging.NullHandler())
-    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
+    with tempfile.TemporaryDirectory(dir=fast_folder()) as folder:
         world = World(seed, database_url or f"sqlite:///{Path(folder) / 'world.db'}")
         try:
             return _play(world)
