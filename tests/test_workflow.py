@@ -200,17 +200,18 @@ class Story:
         """Let time pass, working whenever something is due."""
         ends_at = self.clock.now + timedelta(seconds=for_s)
         while self.clock.now <= ends_at:
-            for job in self.store.due(limit=10).exchange:
+            due = self.store.due(limit=10)
+            if not (due.exchange or due.slack or due.notices or due.refresh):
+                self.clock.advance(0.05 if for_s < 60 else 1.0)
+                continue
+            for job in due.exchange:
                 self.workflow.advance(job)
             for job in self.store.due(limit=10).slack:
                 self.workflow.show(job)
             for job in self.store.due(limit=10).notices:
                 self.workflow.deliver(job)
-            due = self.store.due(limit=10)
-            if due.refresh:
+            if self.store.due(limit=10).refresh:
                 self.workflow.refresh()
-            elif not (due.exchange or due.slack or due.notices):
-                self.clock.advance(0.05 if for_s < 60 else 1.0)
 
     def request(self, request_id: int) -> CancelRequest:
         return present(self.store.read(request_id))
