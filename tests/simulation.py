@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, Final, Literal
 
 from databases import migrated
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, union_all
 
 from bot.database.audit_log import AuditLog, Filter
 from bot.database.engine import Database
@@ -67,6 +67,18 @@ MAX_ROUNDS: Final = 4000
 
 TIERS: Final = "KRW-BTC:5000=2"
 LARGE: Final = Decimal(5000)
+
+WAITING: Final = union_all(
+    *(
+        select(due, leased_until).where(due.is_not(None))
+        for due, leased_until in (
+            (cancel_requests.c.next_attempt_at, cancel_requests.c.leased_until),
+            (cancel_requests.c.card_next_attempt_at, cancel_requests.c.card_leased_until),
+            (notices.c.next_attempt_at, notices.c.leased_until),
+        )
+    )
+)
+"""When each thing that waits is due, and until when somebody may be at it."""
 
 INVARIANTS: Final = (
     "every move of the audit is in the table, and the row is in the state that its moves lead to",
@@ -668,16 +680,8 @@ class World:
         self.depth -= 1
 
     def _next_due(self) -> datetime | None:
-        columns = (
-            (cancel_requests.c.next_attempt_at, cancel_requests.c.leased_until),
-            (cancel_requests.c.card_next_attempt_at, cancel_requests.c.card_leased_until),
-            (notices.c.next_attempt_at, notices.c.leased_until),
-        )
-        times: list[datetime] = []
         with self.database.read() as connection:
-            for due, leased in columns:
-                rows = connection.execute(select(due, leased).where(due.is_not(None)))
-                times += [max(moment for moment in row if moment is not None) for row in rows]
+            times = [max(filter(None, row)) for row in connection.execute(WAITING)]
         return min(times, default=None)
 
     def _ids_in(self, *states: State) -> list[int]:
