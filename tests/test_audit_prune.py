@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from builders import HandClock, create, create_pending, execute, rows, walk
 from click.testing import CliRunner, Result
+from databases import migrated
 from postgresql import Postgresql
 from sqlalchemy.event import listen
 
@@ -20,7 +21,6 @@ from bot.audit.prune import prune_behind_archive
 from bot.audit.signing import Signer
 from bot.database.audit_log import LISTED, AuditLog, Filter
 from bot.database.engine import Database, RunLock, sqlite_path
-from bot.database.migration import migrate
 from bot.database.store import SqlStore
 from bot.database.verification import verify
 from bot.domain.audit import SYSTEM, Action, canonical, chain_hash
@@ -63,7 +63,7 @@ def years(database_url: str) -> Iterator[Database]:
     """Ten events of 2020 and five of 2021; each request is over."""
     clock = HandClock(OLD_YEAR)
     database = Database(database_url, clock=clock)
-    migrate(database)
+    migrated(database)
     store = SqlStore(database)
     for _ in range(EVENTS // 5):
         tell(store)
@@ -215,7 +215,7 @@ def change(path: Path, how: Change, *, with_hash: bool) -> None:
 @pytest.fixture
 def archived(tmp_path: Path) -> Path:
     database = Database(f"sqlite:///{tmp_path / 'old.db'}", clock=HandClock(OLD_YEAR))
-    migrate(database)
+    migrated(database)
     for _ in range(3):
         tell(SqlStore(database))
     path = export(database)
@@ -397,7 +397,7 @@ def test_a_story_that_is_cut_in_two_says_so(database_url: str, folder: Path) -> 
     """Its end alone would read as if nobody had asked."""
     clock = HandClock(OLD_YEAR)
     database = Database(database_url, clock=clock)
-    migrate(database)
+    migrated(database)
     store = SqlStore(database)
     made = create_pending(store)
     clock.now = OLD_YEAR.replace(year=2021)
@@ -475,7 +475,7 @@ def prune_until(url: str, path: Path, *, statement: int) -> int:
 def test_only_the_owner_prunes(postgresql: Postgresql, folder: Path) -> None:
     """The bot's account cannot remove what it wrote, whatever archive there is."""
     database = Database(postgresql.create(), clock=HandClock(OLD_YEAR))
-    migrate(database)
+    migrated(database)
     tell(SqlStore(database))
     export(database)
     schema = str(database.url.username)
