@@ -10,6 +10,7 @@ same whenever it is made; a crash, or Slack being away, delays it. Where Slack's
 """
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
@@ -27,6 +28,9 @@ Form = Literal["csv", "jsonl"]
 MAX_EVENTS: Final = 100_000
 MAX_BYTES: Final = 20_000_000
 """Of one file, which is in memory until Slack has it. More takes `bot audit export`."""
+
+LOOK_EVERY_S: Final = 2.0
+"""Between two looks for what is due: who asks in this process is looked for at once."""
 
 GIVE_UP_AFTER: Final = timedelta(hours=1)
 RETRY_GAPS_S: Final = (2.0, 10.0, 60.0)
@@ -179,6 +183,7 @@ class Exporting:
         policy: ApprovalPolicy,
         membership: Callable[[], Membership],
         rest: Callable[[], None],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """What `rest` raises ends the making of a file, which is taken up again after its lease."""
         self._store = store
@@ -187,6 +192,8 @@ class Exporting:
         self._policy = policy
         self._membership = membership
         self._rest = rest
+        self._monotonic = monotonic
+        self._looks_at = float("-inf")
 
     def ask(self, command: ExportCommand, *, home_team: str) -> Reason | None:
         """Why there is no export, or None: it is recorded. Committed when this returns. Raises StoreError."""
@@ -194,10 +201,16 @@ class Exporting:
         refusal = self._policy.export_refusal(command.person, home_team=home_team, membership=membership)
         if refusal is None and command.wanted is None:
             refusal = Reason.NOT_A_QUESTION
-        return self._store.ask(command, refusal, membership.to_json(self._policy.auditors))
+        refusal = self._store.ask(command, refusal, membership.to_json(self._policy.auditors))
+        self._looks_at = float("-inf")
+        return refusal
 
     def due(self, *, limit: int) -> tuple[int, ...]:
         """The jobs for `work`. Raises StoreError."""
+        now = self._monotonic()
+        if now < self._looks_at:
+            return ()
+        self._looks_at = now + LOOK_EVERY_S
         return self._store.due(limit=limit)
 
     def work(self, number: int) -> float | None:

@@ -24,7 +24,7 @@ from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Actor, Json, Reason
 from bot.domain.errors import NothingDone
 from bot.domain.membership import UNREAD, Group, Membership
-from bot.exporting import Export, ExportCommand, Exporting, Selection, WantedExport
+from bot.exporting import LOOK_EVERY_S, Export, ExportCommand, Exporting, Selection, WantedExport
 from bot.playground.demo import BEN, CARA, DANA, DESK
 from bot.playground.slack import SCOPES, SlackWorkspace
 from bot.playground.slack_records import SharedFile
@@ -48,6 +48,7 @@ class Desk:
         self.notifier = Notifier(token="xoxb-playground", api_url=slack.api_url, notify=())
         self.membership: Membership = UNREAD
         self.rests = 0
+        self.waited_s = 0.0
         self.exporting = self.wired()
 
     def wired(self, policy: ApprovalPolicy = POLICY, *, max_events: int = 1000, max_bytes: int = 100_000) -> Exporting:
@@ -58,6 +59,7 @@ class Desk:
             policy=policy,
             membership=lambda: self.membership,
             rest=self.rest,
+            monotonic=lambda: self.waited_s,
         )
 
     def rest(self) -> None:
@@ -71,6 +73,7 @@ class Desk:
 
     def work(self) -> None:
         """Whatever is due now."""
+        self.waited_s += LOOK_EVERY_S
         for number in self.exporting.due(limit=10):
             self.exporting.work(number)
 
@@ -204,6 +207,17 @@ def test_cancels_go_first_while_a_file_is_written(sqlite: Database) -> None:
         assert desk.rests == 3
         with pytest.raises(NothingDone, match="stopping"):
             files.make(wanted, rest=stop)
+
+
+def test_the_database_is_asked_seldom_where_nobody_exports(desk: Desk) -> None:
+    """The loop comes round at every click; who has just asked is found at once all the same."""
+    assert desk.exporting.due(limit=1) == ()
+    with desk.database.write() as connection:
+        connection.exec_driver_sql("DROP TABLE exports")
+    assert desk.exporting.due(limit=1) == ()
+    desk.waited_s += LOOK_EVERY_S
+    with pytest.raises(NothingDone):
+        desk.exporting.due(limit=1)
 
 
 # Who may not
