@@ -17,15 +17,18 @@ from slack_bolt.adapter.wsgi import SlackRequestHandler
 from slack_sdk import WebClient
 
 from bot.audit.signing import Signer, is_signed
+from bot.audit.slack_export import SqlExportFiles
 from bot.checkpointing import Checkpointing
 from bot.choosing import Choosing
 from bot.database.checkpoints import SqlDailyCheckpoints
 from bot.database.engine import Database, RunLock, sqlite_path
+from bot.database.exports import SqlExports
 from bot.database.homes import SqlHomes
 from bot.database.migration import check_revision, migrate
 from bot.database.store import SqlStore
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.errors import MessengerError, NothingDone, StoreError, TryLater
+from bot.exporting import Exporting
 from bot.home import Health, Homes
 from bot.inquiry import Inquiry
 from bot.settings import Settings
@@ -62,6 +65,7 @@ REFRESH_LANE: Final = "refresh"
 HOME_LANE: Final = "home"
 FORM_LANE: Final = "form"
 CHECKPOINT_LANE: Final = "checkpoint"
+EXPORT_LANE: Final = "export"
 
 REFRESH_FAILED_REST_S: Final = 1.0
 
@@ -147,6 +151,14 @@ class Bot:
         )
         self._stopping = threading.Event()
         self._checkpointing = build_checkpointing(settings, self._database, self._notifier, rest=self._rest_of_walk)
+        self._exporting = Exporting(
+            store=SqlExports(self._database),
+            files=SqlExportFiles(self._database),
+            messenger=self._notifier,
+            policy=self._policy,
+            membership=(self._groups or NoGroups()).membership,
+            rest=self._rest_of_walk,
+        )
         self._worker = Worker(
             crews=(
                 Crew(lanes={EXCHANGE_LANE: self._workflow.advance}, threads=EXCHANGE_THREADS),
@@ -160,6 +172,7 @@ class Bot:
                 Crew(lanes={FORM_LANE: self._choosing.fill}, threads=FORM_THREADS),
                 Crew(lanes={HOME_LANE: self._homes.work}, threads=1),
                 *self._checkpoint_crew(),
+                Crew(lanes={EXPORT_LANE: self._exporting.work}, threads=1),
             ),
             find_due=self._find_due,
         )
@@ -255,6 +268,7 @@ class Bot:
             yield Job(REFRESH_LANE, 0)
         yield from (Job(HOME_LANE, job_id) for job_id in self._due_homes(limit))
         yield from (Job(CHECKPOINT_LANE, job_id) for job_id in self._due_checkpoints(limit))
+        yield from (Job(EXPORT_LANE, number) for number in self._due_exports(limit))
 
     def _due_homes(self, limit: int) -> tuple[int, ...]:
         try:
@@ -273,6 +287,13 @@ class Bot:
             return () if self._checkpointing is None else self._checkpointing.due(limit=limit)
         except StoreError as error:
             log.warning("the database cannot be asked which checkpoints are due: %s", error)
+            return ()
+
+    def _due_exports(self, limit: int) -> tuple[int, ...]:
+        try:
+            return self._exporting.due(limit=limit)
+        except StoreError as error:
+            log.warning("the database cannot be asked which exports are due: %s", error)
             return ()
 
     def _refresh(self, _job_id: int) -> float | None:
@@ -297,6 +318,7 @@ class Bot:
             afterwards=self,
             forms=self._notifier,
             homes=self._homes,
+            exports=self._exporting,
             identity=lambda: self._identity,
             max_open_requests=settings.max_open_requests_per_person,
             channels=settings.channels,
@@ -359,6 +381,7 @@ def build_policy(settings: Settings) -> ApprovalPolicy:
     return ApprovalPolicy(
         approvers=settings.approvers,
         requesters=settings.requesters,
+        auditors=settings.auditors,
         channels=settings.channels,
         self_approval=settings.self_approval,
         approvals_required=settings.approvals_required,

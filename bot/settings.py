@@ -29,7 +29,6 @@ from bot.domain.tiers import MAX_APPROVALS, Tier, parse_tiers
 
 LATER_SETTINGS = (
     "ADMINS",
-    "AUDITORS",
     "OPS_PORT",
 )
 
@@ -315,6 +314,11 @@ class Settings(AuditSettings):
         default=frozenset(),
         description="Who may type `/cancel`: ids of users and user groups; empty means everyone in the workspace",
     )
+    auditors: UserIds = Field(
+        default=frozenset(),
+        description="Who may have the audit exported by `/cancel export`, all of it, private channels included: ids of"
+        " users and user groups; empty means nobody",
+    )
     self_approval: Annotated[bool, BeforeValidator(_yes_or_no)] = Field(
         default=False, description="Whether an approver may approve what they asked for themselves"
     )
@@ -359,7 +363,7 @@ class Settings(AuditSettings):
     @property
     def groups(self) -> frozenset[str]:
         """The user groups whose members Slack is asked for."""
-        return frozenset(entry for entry in self.approvers | self.requesters if is_group(entry))
+        return frozenset(entry for entry in self.approvers | self.requesters | self.auditors if is_group(entry))
 
     @property
     def socket_mode(self) -> bool:
@@ -427,7 +431,8 @@ def load_settings(environ: Mapping[str, str], env_file: Path | None, *, for_run:
     settings = given.parse(Settings)
     faults = _checkpoint_faults(settings)
     if len(settings.groups) > _MOST_GROUPS:
-        faults += (f"APPROVERS and REQUESTERS name more than {_MOST_GROUPS} user groups together: name fewer",)
+        lists = "APPROVERS, REQUESTERS and AUDITORS"
+        faults += (f"{lists} name more than {_MOST_GROUPS} user groups together: name fewer",)
     # How many a group stands for only Slack can tell: `bot check` asks, and each request is asked about.
     if for_run and not settings.groups:
         faults += too_few_approvers(settings, approvers=settings.approvers, requesters=settings.requesters)

@@ -29,6 +29,7 @@ from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Action, Reason
 from bot.domain.cancel_request import CancelRequest, DecisionKind, State
 from bot.domain.errors import CannotPost, CommitInDoubt, MessengerError, NothingDone, StoreError, TryLater
+from bot.exporting import ExportCommand, Selection, WantedExport
 from bot.inquiry import Inquiry, Wanted
 from bot.playground.slack_blocks import view_faults
 from bot.slack import messages, views
@@ -366,6 +367,21 @@ class Forms:
         raise NotImplementedError
 
 
+class Exports:
+    """What was asked for, and what is answered."""
+
+    def __init__(self, answer: Reason | StoreError | None = None) -> None:
+        self.asked: list[ExportCommand] = []
+        self._answer = answer
+
+    def ask(self, command: ExportCommand, *, home_team: str) -> Reason | None:
+        assert home_team == IDENTITY.team_id
+        self.asked.append(command)
+        if isinstance(self._answer, StoreError):
+            raise self._answer
+        return self._answer
+
+
 class Openings:
     """Who has opened their Home; or a database that cannot take it."""
 
@@ -496,6 +512,7 @@ def app_on(
     policy: ApprovalPolicy | None = None,
     monotonic: Callable[[], float] = lambda: 0.0,
     homes: Openings | None = None,
+    exports: Exports | None = None,
     identity: Identity | None = IDENTITY,
 ) -> App:
     policy = policy or ApprovalPolicy(approvers=frozenset({"U0BEN"}))
@@ -515,6 +532,7 @@ def app_on(
         afterwards=afterwards or Afterwards(),
         forms=forms or Forms(),
         homes=homes or Openings(),
+        exports=exports or Exports(),
         identity=lambda: identity,
         max_open_requests=20,
         monotonic=monotonic,
@@ -1117,3 +1135,33 @@ def test_what_is_not_the_home_of_somebody_here_is_acknowledged_and_left(
 
     assert opens_home(app_on(store, homes=homes), **changed) == 200
     assert homes.people == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "said", "nudges"),
+    [
+        (None, messages.export_recorded(), [None]),
+        (Reason.NOT_AN_AUDITOR, messages.command_refused(Reason.NOT_AN_AUDITOR), []),
+        (Reason.EXPORT_WAITING, messages.command_refused(Reason.EXPORT_WAITING), []),
+        (Reason.NOT_A_QUESTION, messages.export_not_understood("export JSONL me"), []),
+        (NothingDone("disk full"), messages.nothing_was_done(), []),
+        (CommitInDoubt("connection lost"), messages.export_in_doubt(), []),
+    ],
+)
+def test_an_export_is_acknowledged_once_it_is_written_down(
+    answer: Reason | StoreError | None, said: str, nudges: list[None]
+) -> None:
+    """Each answer of the database has its sentence; and only what is recorded is begun."""
+    exports, afterwards = Exports(answer), Afterwards()
+    app = app_on(BrokenStore(NothingDone("never asked"), fails), afterwards=afterwards, exports=exports)
+
+    assert typed(app, "export JSONL me") == said
+    assert afterwards.nudged == nudges
+    (asked,) = exports.asked
+    assert asked.wanted == WantedExport(form="jsonl", selection=Selection(actor="U0DANA"))
+    assert (asked.trigger_id, asked.person.id, asked.channel_id, asked.text) == (
+        "trigger-1",
+        "U0DANA",
+        "C0DESK",
+        "export JSONL me",
+    )

@@ -69,7 +69,14 @@ def test_the_app_asks_for_no_more_than_it_uses() -> None:
     made = manifest(socket_mode=True)
 
     assert made["oauth_config"] == {"scopes": {"bot": list(SCOPES)}}
-    assert set(SCOPES) == {"chat:write", "chat:write.public", "commands", "usergroups:read"}
+    assert set(SCOPES) == {
+        "chat:write",
+        "chat:write.public",
+        "commands",
+        "files:write",
+        "im:write",
+        "usergroups:read",
+    }
     assert made["settings"]["event_subscriptions"]["bot_events"] == ["app_home_opened"]
 
 

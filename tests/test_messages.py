@@ -26,6 +26,7 @@ from bot.domain.checkpoint import Checkpoint, SignedCheckpoint
 from bot.domain.order import Order
 from bot.domain.quote import Quote
 from bot.domain.tiers import Tier, parse_tier
+from bot.exporting import Export, ExportFile, Selection, WantedExport
 from bot.inquiry import Listing, Status, Wanted
 from bot.playground.slack_blocks import view_faults
 from bot.slack import messages, views
@@ -476,7 +477,35 @@ def test_the_answers_to_questions_read_as_agreed() -> None:
 def test_no_snapshot_is_left_over() -> None:
     """A file that nothing writes any more would be read as a promise."""
     snapshots = {path.stem for path in SNAPSHOTS.glob("*") if not path.stem.startswith("home_")}
-    assert snapshots == {*CASES, "private_lines", "forms", "answers", "checkpoints"}
+    assert snapshots == {*CASES, "private_lines", "forms", "answers", "checkpoints", "exports"}
+
+
+def test_exports_read_as_agreed() -> None:
+    """What was chosen stands beside the file; and why there is none is told to the person, not to the log alone."""
+    selection = Selection(actor="U0BEN", since=ASKED, details_reason="<!channel>`")
+    asked = Export(
+        number=3,
+        person=APPROVER,
+        team_id="T0HOME",
+        wanted=WantedExport(selection=selection),
+        up_to_seq=1234,
+        asked_at=ASKED,
+        leased_at=ASKED,
+        attempts=0,
+        fence=1,
+    )
+    file = ExportFile(content=b"", events=1200, first_seq=1, last_seq=1230, sha256="9f" * 32)
+    faults = ("too_large", "no_event", "audit_altered", "not_an_auditor", "missing_scope", "user_disabled", "<!here>")
+    said = {
+        "recorded": messages.export_recorded(),
+        "not understood": messages.export_not_understood("export <!channel> everything"),
+        "in doubt": messages.export_in_doubt(),
+        **{reason: messages.command_refused(reason) for reason in (Reason.NOT_AN_AUDITOR, Reason.EXPORT_WAITING)},
+        "beside the file": messages.export_comment(asked, file),
+        "beside the file of everything": messages.export_comment(replace(asked, wanted=WantedExport()), file),
+        **{f"no file: {fault}": messages.no_export(fault) for fault in faults},
+    }
+    check_snapshot("exports", "\n".join(f"===== {name} =====\n{each}" for name, each in said.items()))
 
 
 def test_checkpoints_read_as_agreed() -> None:

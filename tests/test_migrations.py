@@ -35,6 +35,7 @@ TABLES = {
     "audit_events",
     "audit_head",
     "checkpoints",
+    "exports",
 }
 
 

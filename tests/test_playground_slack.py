@@ -7,7 +7,9 @@ import logging
 import random
 import threading
 import time
+import urllib.error
 import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from socketserver import ThreadingMixIn
@@ -24,7 +26,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from bot.playground import slack_blocks
-from bot.playground.slack import CHANNELS, PEOPLE, SCOPES, SlackWorkspace
+from bot.playground.slack import CHANNELS, PEOPLE, SlackWorkspace
 from bot.playground.slack_moods import MOODS
 from bot.playground.slack_records import SLACK, Channel, Message, Person
 
@@ -168,8 +170,9 @@ def test_posting_is_refused_where_the_bot_cannot_write(client: WebClient, channe
 def test_scopes_decide_where_and_what(slack: SlackWorkspace, client: WebClient) -> None:
     """`chat:write.public` is what lets a bot post where nobody invited it."""
     client.chat_postMessage(channel="C0OPEN", text="x")
-    assert error_of(lambda: client.conversations_open(users=DANA)) == "missing_scope"
     slack.set_scopes({"chat:write"})
+    assert error_of(lambda: client.conversations_open(users=DANA)) == "missing_scope"
+    assert error_of(lambda: client.files_getUploadURLExternal(filename="a.csv", length=1)) == "missing_scope"
     assert error_of(lambda: client.chat_postMessage(channel="C0OPEN", text="x")) == "not_in_channel"
     assert error_of(lambda: client.users_info(user=DANA)) == "missing_scope"
 
@@ -177,13 +180,37 @@ def test_scopes_decide_where_and_what(slack: SlackWorkspace, client: WebClient) 
 def test_a_user_id_as_channel_is_a_direct_message(slack: SlackWorkspace, client: WebClient) -> None:
     """The last way to reach someone privately."""
     first = client.chat_postMessage(channel=DANA, text="psst")
-    slack.set_scopes(SCOPES | {"im:write"})
     assert client.conversations_open(users=DANA)["channel"]["id"] == first["channel"]
     assert [message.text for message in slack.dms(DANA)] == ["psst"]
     assert slack.dms(BEN) == []
     assert error_of(lambda: client.conversations_open(users="U0GONE")) == "user_disabled"
     slack.set_messages_tab(enabled=False)
     assert error_of(lambda: client.chat_postMessage(channel=DANA, text="psst")) == "messages_tab_disabled"
+
+
+def test_a_file_arrives_in_three_steps(slack: SlackWorkspace, client: WebClient) -> None:
+    """A ticket, the bytes, and where it goes; a slip in any of them is refused, and a ticket is good for one file."""
+    channel = client.conversations_open(users=DANA)["channel"]["id"]
+    client.files_upload_v2(channel=channel, filename="a.csv", title="A", content=b"a,b\r\n", initial_comment="here")
+    (message,) = slack.dms(DANA)
+    assert (message.text, [(file.name, file.title, file.content) for file in message.files]) == (
+        "here",
+        [("a.csv", "A", b"a,b\r\n")],
+    )
+    again: list[dict[str, str | None]] = [{"id": message.files[0].id, "title": "A"}]
+    assert error_of(lambda: client.files_completeUploadExternal(files=again, channel_id=channel)) == "file_not_found"
+    for length in (0, -1):
+        refused = error_of(lambda length=length: client.files_getUploadURLExternal(filename="a", length=length))  # type: ignore[misc]
+        assert refused == "invalid_arguments"
+    ticket = client.files_getUploadURLExternal(filename="a.csv", length=3)
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(ticket["upload_url"], data=b"four")
+    unsent: list[dict[str, str | None]] = [{"id": ticket["file_id"]}]
+    assert error_of(lambda: client.files_completeUploadExternal(files=unsent, channel_id=channel)) == "file_not_found"
+    urllib.request.urlopen(ticket["upload_url"], data=b"abc").close()
+    for elsewhere in ("C0PRIV", DANA):
+        refused = error_of(lambda where=elsewhere: client.files_completeUploadExternal(files=unsent, channel_id=where))  # type: ignore[misc]
+        assert refused == "channel_not_found"
 
 
 def test_content_is_refused_like_slack_does(client: WebClient) -> None:

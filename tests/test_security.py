@@ -62,6 +62,7 @@ from bot.domain.audit import Action, Actor, Reason
 from bot.domain.cancel_request import CancelRequest, DecisionKind, State, Verdict
 from bot.domain.errors import IllegalTransition, NothingDone
 from bot.domain.membership import Group, Membership
+from bot.exporting import ExportCommand
 from bot.inquiry import Inquiry
 from bot.playground.demo import BEN, CARA, DANA, DESK
 from bot.playground.exchange import Mood
@@ -354,6 +355,9 @@ class Unhurried:
     def opened(self, *, person_id: str, team_id: str) -> None:
         raise AssertionError(person_id)
 
+    def ask(self, command: ExportCommand, *, home_team: str) -> Reason | None:
+        raise AssertionError(command)
+
 
 class Front:
     """The door, Bolt, the listeners and the core, wired as in the process, on a migrated database; the time is ours."""
@@ -381,6 +385,7 @@ class Front:
             afterwards=Unhurried(),
             forms=Unhurried(),
             homes=Unhurried(),
+            exports=Unhurried(),
             identity=lambda: IDENTITY,
             max_open_requests=20,
         )
@@ -774,6 +779,7 @@ BOT_MAY: Final = {
     "decisions": "SELECT, INSERT, UPDATE",
     "notices": "SELECT, INSERT, UPDATE",
     "homes": "SELECT, INSERT, UPDATE",
+    "exports": "SELECT, INSERT, UPDATE",
 }
 """What docs/audit.md grants to the account with which the bot runs."""
 

@@ -202,7 +202,7 @@ def test_no_more_groups_than_slack_lets_us_read() -> None:
 
     assert load(APPROVERS=",".join(groups[:10])).groups == set(groups[:10])
     assert faults_of(ENOUGH | {"APPROVERS": ",".join(groups[:6]), "REQUESTERS": ",".join(groups[6:])}) == (
-        "APPROVERS and REQUESTERS name more than 10 user groups together: name fewer",
+        "APPROVERS, REQUESTERS and AUDITORS name more than 10 user groups together: name fewer",
     )
 
 

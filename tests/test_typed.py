@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bot.exporting import Selection, WantedExport
 from bot.inquiry import Wanted
 from bot.slack.listeners import clean, parse_text
-from bot.slack.typed import Question, Topic, parse_question, typed
+from bot.slack.typed import ExportQuestion, Question, Topic, parse_export, parse_question, typed
 
 UUID = "cdd92199-2897-4e14-9448-f923320408ad"
 NOVEMBER = datetime(2026, 11, 1, tzinfo=UTC)
@@ -154,3 +155,69 @@ def test_the_next_page_is_asked_for_as_it_is_shown() -> None:
     assert typed(everything) == f"/cancel history {UUID} @U0BEN KRW-BTC since 2026-11-01 before #31"
     assert typed(Wanted(only_open=True, before=31)) == "/cancel open before #31"
     assert typed(Wanted(requester_name="ben", request_id=7)) == "/cancel history #7 @ben"
+
+
+def asked_export(text: str) -> ExportQuestion | None:
+    return parse_export(clean(text), person_id="U0DANA")
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("export", WantedExport()),
+        ("EXPORT csv", WantedExport()),
+        ("export jsonl #7", WantedExport(form="jsonl", selection=Selection(request_id=7))),
+        (f"export `{UUID.upper()}`", WantedExport(selection=Selection(order_uuid=UUID))),
+        ("export <@U0BEN|ben> krw-btc", WantedExport(selection=Selection(actor="U0BEN", market="KRW-BTC"))),
+        ("export me", WantedExport(selection=Selection(actor="U0DANA"))),
+        (
+            "export since 2026-11-01 until 2026-12-01",
+            WantedExport(selection=Selection(since=NOVEMBER, until=NOVEMBER.replace(month=12))),
+        ),
+        (
+            "export action Approval.Refused outcome refused reason `own_request`",
+            WantedExport(
+                selection=Selection(action="approval.refused", outcome="refused", details_reason="own_request")
+            ),
+        ),
+    ],
+)
+def test_an_export_is_chosen_by_the_words_of_the_audit(text: str, meant: WantedExport) -> None:
+    """The same filters as at the command line, however they were typed."""
+    assert asked_export(text) == ExportQuestion(wanted=meant)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "everything",
+        "csv jsonl",
+        "me @U0BEN",
+        "@ben",
+        "before #7",
+        "since",
+        "since yesterday",
+        "action",
+        "action cancel",
+        "outcome fine",
+        "reason because",
+        "#7 #8",
+        "parquet",
+        "me " * 30,
+    ],
+)
+def test_an_export_that_is_not_understood_is_none(rest: str) -> None:
+    """A word that was passed over would hand out more than was asked for."""
+    assert asked_export(f"export {rest}") == ExportQuestion(wanted=None)
+
+
+@pytest.mark.parametrize("text", ["", UUID, "exports", "status", f"{UUID} export", "history export"])
+def test_what_does_not_begin_with_export_is_none(text: str) -> None:
+    """An order's reason may hold the word."""
+    assert asked_export(text) is None
+
+
+@given(st.text())
+def test_any_text_after_export_is_understood_or_not(text: str) -> None:
+    """Slack lets anything through."""
+    assert asked_export(f"export {text}") is not None

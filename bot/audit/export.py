@@ -80,7 +80,7 @@ def export(  # noqa: PLR0913 - what, where to, by whom, and how it is signed
         made = stack.enter_context(draft(path))
         with snapshot(database) as seen:
             up_to_seq = seen.last_seq if end_seq is None else end_seq
-            span = _write(FORMS[path.suffix](made), seen.events(wanted, up_to_seq=up_to_seq), progress)
+            span = write_events(FORMS[path.suffix](made), seen.events(wanted, up_to_seq=up_to_seq), progress)
         made.finish()
         sha256 = made.sha256
         signed = checkpoints.beside(span)
@@ -132,13 +132,16 @@ def _line(stack: ExitStack, path: Path, line: str) -> Draft:
     return made
 
 
-class _Span(NamedTuple):
+class Span(NamedTuple):
+    """What was written."""
+
     events: int
     first_seq: int | None
     last_seq: int | None
 
 
-def _write(writer: Writer, parts: Iterable[Rows], progress: Callable[[int], None]) -> _Span:
+def write_events(writer: Writer, parts: Iterable[Rows], progress: Callable[[int], None]) -> Span:
+    """Write all of them, and close the writer. `progress` hears how many there are so far. Raises NoEvent."""
     count, first_seq, last_seq = 0, None, None
     try:
         for rows in parts:
@@ -154,7 +157,7 @@ def _write(writer: Writer, parts: Iterable[Rows], progress: Callable[[int], None
     except BaseException:
         writer.abandon()
         raise
-    return _Span(count, first_seq, last_seq)
+    return Span(count, first_seq, last_seq)
 
 
 class _Checkpoints:
@@ -174,7 +177,7 @@ class _Checkpoints:
             self._of_end = self._made()
         return None if self._of_end is None else self._of_end.checkpoint.seq
 
-    def beside(self, span: _Span) -> SignedCheckpoint | None:
+    def beside(self, span: Span) -> SignedCheckpoint | None:
         if span.first_seq is None or span.last_seq is None:
             return None
         if self._of_end is not None:

@@ -299,3 +299,30 @@ checkpoints = Table(
         postgresql_where=text("next_attempt_at IS NOT NULL"),
     ),
 )
+
+exports = Table(
+    "exports",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("actor_id", Text, nullable=False),
+    Column("actor_name", Text, nullable=False),
+    Column("actor_team", Text, nullable=False),
+    Column("team_id", Text, nullable=False),
+    Column("trigger_id", Text, nullable=False),
+    Column("form", Text, nullable=False),
+    Column("selection", Text, nullable=False),
+    Column("up_to_seq", Id, nullable=False),
+    Column("asked_at", UtcTime, nullable=False),
+    Column("sha256", String(64)),
+    Column("fault", Text),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("next_attempt_at", UtcTime),
+    Column("fence", Integer, nullable=False, server_default="0"),
+    UniqueConstraint("trigger_id"),
+    Index(
+        "ix_exports_next_attempt_at",
+        "next_attempt_at",
+        sqlite_where=text("next_attempt_at IS NOT NULL"),
+        postgresql_where=text("next_attempt_at IS NOT NULL"),
+    ),
+)

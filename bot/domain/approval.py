@@ -36,6 +36,7 @@ class ApprovalPolicy:
     approvals_required: int = 1
     tiers: tuple[Tier, ...] = ()  #: more approvals for larger orders
     max_open_requests_per_person: int = 20
+    auditors: frozenset[str] = frozenset()  #: who may have the audit exported in Slack; empty = nobody
 
     def command_refusal(
         self,
@@ -61,6 +62,15 @@ class ApprovalPolicy:
     def reading_refusal(self, person: Actor, *, home_team: str) -> Reason | None:
         """Why this person may not ask about requests, or None: everybody of the workspace may, on whatever list."""
         return None if person.team_id == home_team else Reason.OTHER_WORKSPACE
+
+    def export_refusal(self, person: Actor, *, home_team: str, membership: Membership = UNREAD) -> Reason | None:
+        """Why this person may not have the audit exported, or None."""
+        stranger = self.reading_refusal(person, home_team=home_team)
+        if stranger is not None:
+            return stranger
+        if person.id in membership.people(self.auditors):
+            return None
+        return Reason.MEMBERSHIP_UNKNOWN if membership.is_unknown(self.auditors) else Reason.NOT_AN_AUDITOR
 
     def approvers_of(self, requester: Actor, membership: Membership = UNREAD) -> tuple[str, ...]:
         """The ids of those who may approve what this person asks for, sorted."""

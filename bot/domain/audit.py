@@ -61,6 +61,7 @@ class Action(StrEnum):
     REPORT_MADE = "report.made"  #: moves nothing
     EXPORT_BEGUN = "export.begun"  #: moves nothing
     AUDIT_EXPORTED = "audit.exported"  #: moves nothing
+    EXPORT_DELIVERED = "export.delivered"  #: moves nothing
     AUDIT_PRUNED = "audit.pruned"  #: moves nothing
 
 
@@ -86,6 +87,8 @@ class Reason(StrEnum):
     OTHER_WORKSPACE = "other_workspace"
     ORDER_HAS_OPEN_REQUEST = "order_has_open_request"
     TOO_MANY_OPEN_REQUESTS = "too_many_open_requests"
+    NOT_AN_AUDITOR = "not_an_auditor"
+    EXPORT_WAITING = "export_waiting"  # the same person's last one is not over
 
     # A request that is refused before anybody could approve it
     ORDER_NOT_FOUND = "order_not_found"

@@ -31,7 +31,9 @@ T = TypeVar("T")
 
 PEOPLE = (Person("U0DANA", "dana"), Person("U0BEN", "ben"), Person("U0CARA", "cara"))
 CHANNELS = (Channel("C0DESK", "desk"),)
-SCOPES = frozenset({"commands", "chat:write", "chat:write.public", "usergroups:read", "users:read", "files:write"})
+SCOPES = frozenset(
+    {"commands", "chat:write", "chat:write.public", "usergroups:read", "users:read", "files:write", "im:write"}
+)
 
 
 class SlackWorkspace:
@@ -81,6 +83,7 @@ class SlackWorkspace:
             scopes=scopes,
             user_groups=user_groups,
             socket_url=self._socket_mode.ticket_url,
+            base_url=lambda: self._server.url,
         )
         self._server = LoopbackServer(self._api.answer, name="slack-web-api")
         self._deliveries = Deliveries(self._board, self._socket_mode, answer_within_s=answer_within_s)

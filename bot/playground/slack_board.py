@@ -59,6 +59,16 @@ class ResponseUrl:
     uses_left: int = RESPONSE_URL_USES
 
 
+@dataclass(slots=True)
+class Upload:
+    """A file that is on its way: where it may be sent to, and what came."""
+
+    id: str
+    name: str
+    length: int
+    content: bytes | None = None
+
+
 class Board:
     """The state of the workspace; every method takes the lock, `changed` tells who waits."""
 
@@ -82,6 +92,7 @@ class Board:
         self._removed: dict[tuple[str, str], Message] = {}
         self._triggers: dict[str, Trigger] = {}
         self._response_urls: dict[str, ResponseUrl] = {}
+        self._uploads: dict[str, Upload] = {}  # by their path
         self._last_ts_micros = 0
         self._ids = itertools.count(1)
 
@@ -235,6 +246,25 @@ class Board:
             target.uses_left -= 1
             return target
 
+    def new_upload(self, *, name: str, length: int) -> tuple[str, Upload]:
+        """A ticket to send a file with: its path, and the file to be."""
+        with self.changed:
+            path, upload = f"/upload/v1/{secrets.token_urlsafe(16)}", Upload(self.new_id("F"), name, length)
+            _keep(self._uploads, path, upload)
+            return path, upload
+
+    def upload_at(self, path: str) -> Upload | None:
+        with self.changed:
+            return self._uploads.get(path)
+
+    def take_upload(self, file_id: str) -> Upload | None:
+        """The file, where all of it has come; once."""
+        with self.changed:
+            for path, upload in self._uploads.items():
+                if upload.id == file_id and upload.content is not None:
+                    return self._uploads.pop(path)
+            return None
+
     # what people read
 
     def record(self, call: Call) -> None:
@@ -268,7 +298,7 @@ class Board:
             where.append(f"only {self.name_of(message.visible_to)} sees")
         removed = not (message.text or message.blocks)
         head = f"{' · '.join([*where, self.name_of(message.author)])}{doing}{'.' if removed else ':'}"
-        self.note(head, self.words(message.blocks, message.text))
+        self.note(head, [*self.words(message.blocks, message.text), *(f"[{file.name}]" for file in message.files)])
 
 
 def _keep(shelf: dict[K, V], key: K, value: V) -> None:

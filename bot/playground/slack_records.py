@@ -65,6 +65,16 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SharedFile:
+    """A file that the bot has sent."""
+
+    id: str
+    name: str
+    title: str
+    content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """A message, or an ephemeral one where `visible_to` names the only person who sees it."""
 
@@ -78,6 +88,7 @@ class Message:
     metadata: Mapping[str, Any] | None = None
     client_msg_id: str | None = None
     unfurl_links: bool | None = None
+    files: tuple[SharedFile, ...] = ()
     versions: tuple[Version, ...] = ()  #: oldest first
 
     @property

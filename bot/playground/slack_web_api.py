@@ -14,7 +14,7 @@ from typing import Any
 from bot.playground import slack_blocks
 from bot.playground.slack_board import Board, ResponseUrl
 from bot.playground.slack_moods import AN_ERROR, Mood, Moods
-from bot.playground.slack_records import Block, Call, Channel, Message, View
+from bot.playground.slack_records import Block, Call, Channel, Message, SharedFile, View
 from bot.playground.slack_server import Reply
 
 POST_TEXT = 40_000
@@ -22,6 +22,7 @@ UPDATE_TEXT_BYTES = 4_000  # an edit is held to bytes where a post is cut at cha
 BLOCKS_TEXT = 13_000  # all blocks of a message together: undocumented, seen at about 13,200
 VIEW_BYTES = 250_000
 RESPONSE_URL = "response_url"  #: its name in `calls` and moods, beside the names of the methods
+UPLOAD_URL = "upload_url"  #: the same
 
 Args = dict[str, Any]
 Json = dict[str, Any]
@@ -31,6 +32,8 @@ SCOPES = {
     "chat.postEphemeral": "chat:write",
     "chat.update": "chat:write",
     "conversations.open": "im:write",
+    "files.completeUploadExternal": "files:write",
+    "files.getUploadURLExternal": "files:write",
     "users.info": "users:read",
     "usergroups.users.list": "usergroups:read",
 }
@@ -83,6 +86,7 @@ class WebApi:
         scopes: Collection[str],
         user_groups: Mapping[str, Collection[str]] | None,
         socket_url: Callable[[], str],
+        base_url: Callable[[], str],
     ) -> None:
         self.scopes = set(scopes)
         self.user_groups = user_groups
@@ -91,6 +95,7 @@ class WebApi:
         self._moods = moods
         self._pace = pace
         self._socket_url = socket_url
+        self._base_url = base_url
         self._methods: dict[str, Callable[[Args], Json]] = {
             "apps.connections.open": self._connections_open,
             "auth.test": self._auth_test,
@@ -99,6 +104,8 @@ class WebApi:
             "chat.postMessage": self._post_message,
             "chat.update": self._update,
             "conversations.open": self._conversations_open,
+            "files.completeUploadExternal": self._complete_upload,
+            "files.getUploadURLExternal": self._get_upload_url,
             "usergroups.users.list": self._user_group,
             "users.info": self._users_info,
             "views.open": self._views_open,
@@ -111,6 +118,8 @@ class WebApi:
         content_type = headers.get("Content-Type") or ""
         if route.startswith("/response/"):
             return self._in_mood(RESPONSE_URL, {}, lambda: self._respond(route, body))
+        if route.startswith("/upload/"):
+            return self._in_mood(UPLOAD_URL, {}, lambda: self._upload(route, body))
         if not route.startswith("/api/"):
             return Reply(404, b"not found", "text/plain")
         method = route.removeprefix("/api/")
@@ -248,6 +257,52 @@ class WebApi:
         if person.is_deactivated:
             raise RefusedError("user_disabled")
         return {"channel": {"id": self._board.dm_with(users).id}}
+
+    # files: https://docs.slack.dev/messaging/working-with-files#upload
+
+    def _get_upload_url(self, args: Args) -> Json:
+        name, length = str(args.get("filename") or ""), str(args.get("length") or "")
+        if not name or not length.isdecimal() or int(length) == 0:
+            raise RefusedError("invalid_arguments")
+        path, upload = self._board.new_upload(name=name, length=int(length))
+        return {"upload_url": f"{self._base_url()}{path}", "file_id": upload.id}
+
+    def _upload(self, path: str, body: bytes) -> Reply:
+        """Needs no token: who has the address may send the file."""
+        with self._board.changed:
+            upload = self._board.upload_at(path)
+            if upload is None:
+                return Reply(404, b"not found", "text/plain")
+            if len(body) != upload.length:
+                return Reply(400, b"size_mismatch", "text/plain")
+            upload.content = body
+        return Reply(200, b"OK - %d" % len(body), "text/plain")
+
+    def _complete_upload(self, args: Args) -> Json:
+        named = _structured(args.get("files"), error="invalid_arguments")
+        if not isinstance(named, list) or not named or not all(isinstance(each, dict) for each in named):
+            raise RefusedError("invalid_arguments")
+        # Unlike a message, a file goes into a conversation that the bot is in, named by its own id.
+        channel = self._board.channels.get(str(args.get("channel_id")))
+        if channel is None or not channel.has_bot:
+            raise RefusedError("channel_not_found")
+        if channel.is_archived:
+            raise RefusedError("is_archived")
+        files = tuple(self._file(each) for each in named)
+        self._board.post(
+            channel=channel.id,
+            author=self._board.installation.bot_user_id,
+            text=str(args.get("initial_comment") or ""),
+            files=files,
+        )
+        return {"files": [{"id": file.id, "title": file.title} for file in files]}
+
+    def _file(self, named: Json) -> SharedFile:
+        upload = self._board.take_upload(str(named.get("id")))
+        if upload is None or upload.content is None:
+            raise RefusedError("file_not_found")
+        title = str(named.get("title") or upload.name)
+        return SharedFile(id=upload.id, name=upload.name, title=title, content=upload.content)
 
     def _user_group(self, args: Args) -> Json:
         if self.user_groups is None:

@@ -20,10 +20,11 @@ from bot.domain.audit import Actor, Reason
 from bot.domain.cancel_request import CancelRequest, DecisionKind
 from bot.domain.errors import CommitInDoubt, MessengerError, StoreError
 from bot.domain.order import UUID_PATTERN
+from bot.exporting import ExportCommand, WantedExport
 from bot.inquiry import Inquiry
 from bot.slack import messages, views
 from bot.slack.notifier import Identity
-from bot.slack.typed import MAX_REQUEST_ID_DIGITS, QUOTES, Question, Topic, parse_question
+from bot.slack.typed import MAX_REQUEST_ID_DIGITS, QUOTES, Question, Topic, parse_export, parse_question
 from bot.workflow import CancelWorkflow, Click, Command, CommandAnswer
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,14 @@ class Openings(Protocol):
         ...
 
 
+class Exports(Protocol):
+    """Where it is written down that somebody asks for an export of the audit."""
+
+    def ask(self, command: ExportCommand, *, home_team: str) -> Reason | None:
+        """Why there is none, or None. Raises StoreError."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Listeners:
     """The listeners and what they need. `identity` gives None until Slack has told who we are."""
@@ -109,6 +118,7 @@ class Listeners:
     afterwards: Afterwards
     forms: Forms
     homes: Openings
+    exports: Exports
     identity: Callable[[], Identity | None]
     max_open_requests: int
     channels: frozenset[str] = frozenset()  #: where `/cancel` may be typed; empty = anywhere
@@ -152,6 +162,9 @@ class Listeners:
         if identity is None:
             return messages.starting()
         command = parse_command(body)
+        export = parse_export(_text(body, "text"), person_id=command.requester.id)
+        if export is not None:
+            return self._export(export.wanted, command, _text(body, "text"), identity)
         question = parse_question(_text(body, "text"), person_id=command.requester.id)
         if question is not None:
             if self.inquiry.refusal(command.requester, home_team=identity.team_id) is None and question.wanted:
@@ -171,6 +184,28 @@ class Listeners:
             self.afterwards.nudge(answer.request_id)
             return messages.recorded(answer.request_id)
         return self._refused(answer, _text(body, "text"), identity)
+
+    def _export(self, wanted: WantedExport | None, command: Command, text: str, identity: Identity) -> str:
+        """Write down that somebody asks for the audit, or why they do not get it."""
+        asked = ExportCommand(
+            trigger_id=command.trigger_id,
+            person=command.requester,
+            team_id=command.team_id,
+            channel_id=command.channel_id,
+            text=text,
+            wanted=wanted,
+        )
+        try:
+            refusal = self.exports.ask(asked, home_team=identity.team_id)
+        except StoreError as error:
+            log.error("export not recorded: %s", error)  # noqa: TRY400
+            return messages.export_in_doubt() if isinstance(error, CommitInDoubt) else messages.nothing_was_done()
+        if refusal is None:
+            self.afterwards.nudge()
+            return messages.export_recorded()
+        if refusal is Reason.NOT_A_QUESTION:
+            return messages.export_not_understood(text)
+        return self._refused(CommandAnswer(refusal=refusal), text, identity)
 
     def _open_choice(self, command: Command, identity: Identity, *, began_at: float) -> str:
         """Open the form to choose an order in, for whoever may ask; empty where Slack took it."""

@@ -12,7 +12,9 @@ SCOPES: Final = (
     "chat:write",  # cards, summaries, private answers; with a user's id as the channel also direct messages
     "chat:write.public",  # cards in public channels that nobody invited the bot to
     "commands",  # /cancel
-    "usergroups:read",  # who is in the user groups of APPROVERS and REQUESTERS
+    "files:write",  # the files of /cancel export
+    "im:write",  # the direct messages that they go to
+    "usergroups:read",  # who is in the user groups of APPROVERS, REQUESTERS and AUDITORS
 )
 
 

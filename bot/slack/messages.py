@@ -31,6 +31,7 @@ from bot.domain.checkpoint import SignedCheckpoint
 from bot.domain.order import Order, OrderState
 from bot.domain.quote import Distance, Side, distance
 from bot.domain.tiers import remaining_value
+from bot.exporting import MAX_BYTES, MAX_EVENTS, Export, ExportFile
 from bot.inquiry import Listing, Status, Wanted
 from bot.slack.typed import typed
 
@@ -229,6 +230,8 @@ def command_refused(  # noqa: PLR0913 - each sentence has its facts
         Reason.CHANNEL_NOT_ALLOWED: _channel_not_allowed(channels),
         Reason.ORDER_HAS_OPEN_REQUEST: _order_has_open_request(open_request, link),
         Reason.TOO_MANY_OPEN_REQUESTS: _too_many_open_requests(limit),
+        Reason.NOT_AN_AUDITOR: _not_an_auditor(),
+        Reason.EXPORT_WAITING: _export_waiting(),
     }
     return sentences.get(reason) or f"This was refused ({word(reason)}), and nothing was done. {_ASK_WHY}"
 
@@ -417,6 +420,10 @@ def help_text() -> str:
         "• `/cancel open`: what is not over yet, the newest first.\n"
         "• `/cancel history`: all requests, the newest first. Narrow it down with a uuid, `#n`, `@user` (or `me`), "
         "a market such as `KRW-BTC`, `since 2026-11-01` (UTC), or several of these; `open` takes them, too.\n"
+        "*To have the audit exported* (for the auditors of this bot)\n"
+        "• `/cancel export`: all events, as a file in a direct message. Narrow it down as above, or with "
+        "`until 2026-12-01`, `action cancel.sent`, `outcome refused`, `reason own_request`; `jsonl` gives one JSON "
+        "object a line instead of CSV.\n"
         "Requests from private channels and direct messages are shown only to those who asked, may approve or have "
         "decided, and to whoever types the question in that same place."
     )
@@ -1107,6 +1114,86 @@ def broken_audit(fault: str) -> Message:
         "`bot audit verify`, keep a copy of the database as it is, and find out who has changed it."
     )
     return Message(text=text, blocks=[_section(text)])
+
+
+# --- Exports of the audit --------------------------------------------------------------------------------------------
+
+
+def export_recorded() -> str:
+    """The answer to `/cancel export`."""
+    return (
+        "The export is recorded, and so are you as the one who asked. The file comes as a direct message from this "
+        "bot; if it cannot be made, the reason comes instead."
+    )
+
+
+def export_not_understood(text: str) -> str:
+    return (
+        f"{literal(text, 100)} was not understood, and nothing was exported. Type `/cancel export`, and after it any "
+        "of: `csv` or `jsonl`, a uuid, `#n`, `@user`, `me`, a market such as `KRW-BTC`, `since 2026-11-01`, "
+        "`until 2026-12-01`, `action cancel.sent`, `outcome refused`, `reason own_request`."
+    )
+
+
+def export_in_doubt() -> str:
+    return (
+        "The database did not confirm that the export is recorded. If no direct message from this bot comes within a "
+        "few minutes, ask for it again."
+    )
+
+
+def _not_an_auditor() -> str:
+    return (
+        "You may not have the audit exported, so nothing was. Whoever runs this bot can add you to its auditors "
+        "(`AUDITORS`); `/cancel history` shows the requests that you may see."
+    )
+
+
+def _export_waiting() -> str:
+    return (
+        "Your last export is still being made or sent, so this one was not recorded. Ask again when you have it, or "
+        "know why not."
+    )
+
+
+def export_comment(export: Export, file: ExportFile) -> str:
+    """What stands beside the file: what is in it, and how to prove that it is the one that was sent."""
+    chosen = export.wanted.selection.to_json()
+    which = ", ".join(f"{name} {literal(str(value), 100)}" for name, value in chosen.items()) or "nothing, all of them"
+    return (
+        f"*Export of the audit*, {file.events:,} events up to #{export.up_to_seq}; chosen by: {which}.\n"
+        f"SHA-256 `{file.sha256}`, which the audit holds, too (`audit.exported`). The file may hold what was "
+        "said in private channels: give it only to people who may read that."
+    )
+
+
+def no_export(fault: str) -> str:
+    """Why there is no file, and what to do."""
+    return f"*Your export of the audit was not made.* {_NO_EXPORT.get(fault) or _no_export(fault)}"
+
+
+def _no_export(fault: str) -> str:
+    return (
+        f"Slack or the bot did not manage it ({word(fault)}). Ask again later, or have whoever runs this bot use "
+        "`bot audit export`."
+    )
+
+
+_NO_EXPORT: Final = {
+    "too_large": (
+        f"More than {MAX_EVENTS:,} events or {MAX_BYTES // 1_000_000} MB are too many for Slack: narrow it down, with "
+        "`since` and `until` for example, or have whoever runs this bot use `bot audit export`."
+    ),
+    "audit_altered": (
+        "The audit holds something that the bot did not write. Whoever runs this bot should run `bot audit verify`."
+    ),
+    "no_event": "No event fits what you asked for.",
+    "not_an_auditor": "You are not on `AUDITORS` any more.",
+    "missing_scope": (
+        "The Slack app may not send files: whoever runs this bot adds the scopes `files:write` and `im:write`, and "
+        "installs the app again."
+    ),
+}
 
 
 # --- The story of each state: what is known, and no more --------------------------------------------------------------

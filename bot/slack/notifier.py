@@ -18,6 +18,7 @@ from bot.choosing import Choice, Form
 from bot.domain.cancel_request import CancelRequest
 from bot.domain.checkpoint import SignedCheckpoint
 from bot.domain.errors import CannotPost, MessengerError, TryLater
+from bot.exporting import Export, ExportFile
 from bot.home import HomeView
 from bot.slack import messages, views
 from bot.slack.pace import Pace
@@ -67,6 +68,24 @@ HOME_ERRORS: Final = frozenset(
 TOKEN_ERRORS: Final = frozenset({"account_inactive", "invalid_auth", "not_authed", "token_expired", "token_revoked"})
 """What `auth.test` says of a token that is no good: https://docs.slack.dev/reference/methods/auth.test"""
 
+FILE_ERRORS: Final = PERMANENT_ERRORS | frozenset(
+    {
+        "access_denied",
+        "file_upload_size_restricted",
+        "file_uploads_disabled",
+        "file_uploads_except_images_disabled",
+        "missing_scope",
+        "not_allowed_token_type",
+        "posting_to_channel_denied",
+        "slack_connect_file_upload_sharing_blocked",
+        "storage_limit_reached",
+    }
+)
+"""Sending this file again will not help: https://docs.slack.dev/reference/methods/files.completeUploadExternal"""
+
+UPLOAD_TIMEOUT_S: Final = 30
+"""For each wait while a file is sent; it is in nobody's way."""
+
 NO_MESSAGE_TS: Final = "1.000001"
 """Older than Slack."""
 
@@ -95,7 +114,10 @@ class Identity:
 
 
 class Notifier:
-    """The Messenger of `bot.workflow`, the HomePublisher of `bot.home`, the CheckpointPoster of `bot.checkpointing`."""
+    """The Messenger of `bot.workflow`, the HomePublisher of `bot.home`, the CheckpointPoster of `bot.checkpointing`.
+
+    And the ExportMessenger of `bot.exporting`.
+    """
 
     def __init__(self, *, token: str, api_url: str, notify: Sequence[str], timeout_s: int = TIMEOUT_S) -> None:
         # No retry handlers: slack_sdk's would post twice when an answer is lost. The row's due time retries.
@@ -103,6 +125,7 @@ class Notifier:
         # urllib takes a fraction of a second, whatever slack_sdk's annotation says.
         urgent: Any = OPEN_VIEW_TIMEOUT_S
         self._urgent_client = WebClient(token=token, base_url=api_url, timeout=urgent, retry_handlers=[])
+        self._file_client = WebClient(token=token, base_url=api_url, timeout=UPLOAD_TIMEOUT_S, retry_handlers=[])
         self._opening = threading.BoundedSemaphore(MAX_OPENING)
         self._notify = tuple(notify)
         self._timeout_s = timeout_s
@@ -173,6 +196,27 @@ class Notifier:
         """Raises CannotPost, TryLater."""
         told = messages.broken_audit(fault)
         self._call_in_turn(fault, self._client.chat_postMessage, channel=channel_id, **_content(told))
+
+    def send_export(self, export: Export, file: ExportFile) -> None:
+        """Into the person's direct messages. Raises CannotPost, TryLater.
+
+        https://docs.slack.dev/messaging/working-with-files#upload
+        """
+        opened = call(self._file_client.conversations_open, permanent=FILE_ERRORS, users=export.person.id)
+        call(
+            self._file_client.files_upload_v2,
+            permanent=FILE_ERRORS,
+            channel=opened["channel"]["id"],
+            filename=export.file_name,
+            title=export.file_name,
+            content=file.content,
+            initial_comment=messages.export_comment(export, file),
+        )
+
+    def tell_no_export(self, export: Export) -> None:
+        """Raises CannotPost, TryLater."""
+        told = messages.no_export(export.fault or "")
+        call(self._client.chat_postMessage, channel=export.person.id, text=told, unfurl_links=False)
 
     def tell(self, notice: Notice) -> None:
         """By the response_url, else as an ephemeral message, else as a direct message. Raises CannotPost, TryLater."""

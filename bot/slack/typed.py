@@ -1,19 +1,22 @@
-"""What was typed after `/cancel` when it asks about requests. Pure, and total: Slack lets any text through.
+"""What was typed after `/cancel` to ask about requests or the audit. Pure, and total: Slack lets any text through.
 
 status <uuid|#n>
 open    [uuid|#n|@user|me|market|since YYYY-MM-DD] [before #n]
 history [uuid|#n|@user|me|market|since YYYY-MM-DD] [before #n]
 help
+export  [csv|jsonl] [uuid|#n|@user|me|market|since YYYY-MM-DD|until YYYY-MM-DD|action A|outcome O|reason R]
 """
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Final
 
+from bot.domain.audit import Action, Outcome, Reason
 from bot.domain.order import UUID_PATTERN
+from bot.exporting import Selection, WantedExport
 from bot.inquiry import Wanted
 
 QUOTES: Final = "`'\"‘’“”*_~<>"  # noqa: RUF001 - Slack and phones put these around what people paste
@@ -141,3 +144,64 @@ def _names_one(wanted: Wanted | None) -> bool:
     if wanted is None or wanted == Wanted():
         return False
     return wanted in (Wanted(request_id=wanted.request_id), Wanted(order_uuid=wanted.order_uuid))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportQuestion:
+    """Somebody asks for an export. `wanted` is None where the rest of it was not understood."""
+
+    wanted: WantedExport | None
+
+
+EXPORT: Final = "export"
+
+
+def parse_export(text: str, *, person_id: str) -> ExportQuestion | None:
+    """The export that is asked for, None where the text does not begin like that. `me` is who types."""
+    words = _MENTION.sub(r" @\1 ", text).split(maxsplit=MAX_WORDS)
+    if not words or words[0].strip(QUOTES).lower() != EXPORT:
+        return None
+    return ExportQuestion(wanted=_wanted_export(iter(words[1:]), person_id) if len(words) <= MAX_WORDS else None)
+
+
+def _wanted_export(words: Iterator[str], person_id: str) -> WantedExport | None:
+    """None where a word is not understood, or says again what another has said."""
+    given: dict[str, object] = {}
+    for word in words:
+        bare = word.strip(QUOTES).lower()
+        value: object | None
+        if bare in _FORMS:
+            name, value = "form", bare
+        elif bare in _AFTER_IN_EXPORT:
+            name, read = _AFTER_IN_EXPORT[bare]
+            value = read(next(words, ""))
+        else:
+            name, value = _filter(word, person_id)
+            name = _AS_IN_THE_AUDIT.get(name, name)
+        if value is None or name in given or name not in _EXPORT_NAMES:
+            return None
+        given[name] = value
+    form = given.pop("form", "csv")
+    return WantedExport(form=form, selection=Selection(**given))  # type: ignore[arg-type]
+
+
+def _one_of(words: Iterable[str]) -> Callable[[str], object | None]:
+    known = frozenset(words)
+
+    def read(word: str) -> object | None:
+        bare = word.strip(QUOTES.replace("_", "")).lower()
+        return bare if bare in known else None
+
+    return read
+
+
+_FORMS: Final = frozenset({"csv", "jsonl"})
+_AS_IN_THE_AUDIT: Final = {"requester_id": "actor"}
+_EXPORT_NAMES: Final = frozenset({"form", *(field.name for field in fields(Selection))})
+_AFTER_IN_EXPORT: Final[dict[str, tuple[str, Callable[[str], object | None]]]] = {
+    "since": ("since", _midnight),
+    "until": ("until", _midnight),
+    "action": ("action", _one_of(Action)),
+    "outcome": ("outcome", _one_of(Outcome)),
+    "reason": ("details_reason", _one_of(Reason)),
+}
