@@ -36,6 +36,7 @@ from bot.domain.cancel_request import (
     ENDED_STATES,
     OPEN_STATES,
     TRANSITIONS,
+    VERDICT_STATES,
     CanceledBy,
     CancelRequest,
     Decision,
@@ -442,7 +443,9 @@ class SqlTransaction:
         moved = self._update(values, cancel_requests.c.state.in_([source.value for source in sources]))
         facts: dict[str, Json] = {"state": target.value, **(details or {})}
         self._append(action, moved, actor=actor, outcome=outcome, details=facts, trigger_id=trigger_id, reason=reason)
-        return moved
+        if target in VERDICT_STATES:
+            self.change(witness_seq=self._chain.seq, witness_hash=self._chain.hash)
+        return self._present()
 
     def record(  # noqa: PLR0913 - see Transaction
         self,
