@@ -242,6 +242,9 @@ class SimulatedExchange:
             return world.rng.choice((0.5, 20.0))
         return 0.0
 
+    def cancel_call(self, uuid: str, *, nonce: str) -> Call:
+        return Call(method="DELETE", path="/v1/order", nonce=nonce, query_hash=f"hash of {uuid}")
+
     def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
         world = self._world
         world.call("exchange.cancel")

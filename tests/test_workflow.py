@@ -34,6 +34,7 @@ from bot.database.engine import Database
 from bot.database.store import LEASE, SqlStore
 from bot.domain.answer import (
     Accepted,
+    Call,
     CancelAnswer,
     Found,
     FoundOrders,
@@ -104,6 +105,9 @@ class ScriptedExchange:
 
     def hold_s(self, method: Literal["GET", "DELETE"]) -> float:
         return self.holds.get(method, 0.0)
+
+    def cancel_call(self, uuid: str, *, nonce: str) -> Call:
+        return Call(method="DELETE", path="/v1/order", nonce=nonce, query_hash=f"hash of {uuid}")
 
     def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
         self.sent.append(nonce)

@@ -428,6 +428,8 @@ class SqlTransaction:
         outcome: Outcome = Outcome.OK,
         details: dict[str, Json] | None = None,
         trigger_id: str | None = None,
+        team_id: str | None = None,
+        channel_id: str | None = None,
         reason: str | None = None,
         due_in_s: float | None = None,
         **changes: Any,
@@ -442,7 +444,17 @@ class SqlTransaction:
             values["next_attempt_at"] = self.now + timedelta(seconds=due_in_s)
         moved = self._update(values, cancel_requests.c.state.in_([source.value for source in sources]))
         facts: dict[str, Json] = {"state": target.value, **(details or {})}
-        self._append(action, moved, actor=actor, outcome=outcome, details=facts, trigger_id=trigger_id, reason=reason)
+        self._append(
+            action,
+            moved,
+            actor=actor,
+            outcome=outcome,
+            details=facts,
+            trigger_id=trigger_id,
+            team_id=team_id,
+            channel_id=channel_id,
+            reason=reason,
+        )
         if target in VERDICT_STATES:
             self.change(witness_seq=self._chain.seq, witness_hash=self._chain.hash)
         return self._present()
@@ -472,6 +484,7 @@ class SqlTransaction:
                 outcome=outcome,
                 details=details or {},
                 trigger_id=trigger_id,
+                team_id=team_id,
                 channel_id=channel_id,
                 reason=reason,
             )
@@ -548,6 +561,7 @@ class SqlTransaction:
         outcome: Outcome = Outcome.OK,
         details: Mapping[str, Json] | None = None,
         trigger_id: str | None = None,
+        team_id: str | None = None,
         channel_id: str | None = None,
         reason: str | None = None,
     ) -> None:
@@ -559,7 +573,7 @@ class SqlTransaction:
                 request_id=request.id,
                 order_uuid=request.order_uuid,
                 market=request.market,
-                team_id=request.team_id,
+                team_id=team_id or request.team_id,
                 channel_id=channel_id or request.card_channel_id or request.channel_id,
                 reason=reason,
                 trigger_id=trigger_id,
