@@ -25,6 +25,9 @@ OF_THE_AUDIT_ITSELF = {
     Action.AUDIT_RECONCILED,
     Action.EVIDENCE_PACKED,
     Action.REPORT_MADE,
+    Action.EXPORT_BEGUN,
+    Action.AUDIT_EXPORTED,
+    Action.AUDIT_PRUNED,
 }
 """Their details are tried where they are made."""
 
