@@ -31,7 +31,7 @@ from bot.domain.audit import (
     columns,
     timestamp,
 )
-from bot.domain.cancel_request import TRANSITIONS
+from bot.domain.cancel_request import TRANSITIONS, VERDICT_STATES
 
 HOME: Final = "T0HOME"
 REQUESTERS: Final = tuple(Actor(id=f"U0ASKS{n:02}", name=f"asker {n}", team_id=HOME) for n in range(60))
@@ -115,11 +115,14 @@ class _Story:
         }
         self.decisions: list[Row] = []
 
-    def apply(self, event: AuditEvent, at: str) -> None:
+    def apply(self, event: AuditEvent, at: str, *, seq: int, event_hash: str) -> None:
         """Bring the row to what the event says."""
         row = self.request
         if event.action in TRANSITIONS:
-            row["state"] = TRANSITIONS[event.action][1].value
+            target = TRANSITIONS[event.action][1]
+            row["state"] = target.value
+            if target in VERDICT_STATES:
+                row |= {"witness_seq": seq, "witness_hash": event_hash}
         row["revision"] = row.get("revision", -1) + 1
         if event.action is Action.REQUEST_CREATED:
             row["created_at"] = at
@@ -315,7 +318,7 @@ def batches(events: int, *, seed: int = 0) -> Iterator[Batch]:
         previous_hash = chained["hash"]
         batch.events.append({**row, "details": canonical(row["details"]), **chained})
         if story.is_request:
-            story.apply(event, timestamp(now))
+            story.apply(event, timestamp(now), seq=seq, event_hash=previous_hash)
         if len(batch.events) == BATCH:
             yield batch
             batch = Batch([], [], [])
@@ -351,7 +354,7 @@ REQUEST_COLUMNS: Final = (
     *("id", "order_uuid", "state", "requester_id", "requester_name", "reason", "team_id", "channel_id", "trigger_id"),
     *("created_at", "order", "order_now", "order_approved", "approvers", "opened_at", "expires_at", "approved_at"),
     *("sent_at", "accepted_at", "ended_at", "market", "card_channel_id", "card_ts", "said_state", "canceled_by"),
-    *("revision", "sends"),
+    *("revision", "sends", "witness_seq", "witness_hash"),
 )
 _NEVER_NULL: Final = {"approvers": "", "revision": 0, "sends": 0}
 

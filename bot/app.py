@@ -2,12 +2,15 @@
 
 import logging
 import math
+import os
+import socket
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Final
 from wsgiref.types import WSGIApplication
 
@@ -25,13 +28,14 @@ from bot.database.engine import Database, RunLock, sqlite_path
 from bot.database.exports import SqlExports
 from bot.database.homes import SqlHomes
 from bot.database.migration import check_revision, migrate
+from bot.database.starts import record_start
 from bot.database.store import SqlStore
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.errors import MessengerError, NothingDone, StoreError, TryLater
 from bot.exporting import Exporting
 from bot.home import Health, Homes
 from bot.inquiry import Inquiry
-from bot.settings import Settings
+from bot.settings import Settings, configuration
 from bot.slack.groups import GroupReader
 from bot.slack.listeners import Listeners
 from bot.slack.notifier import TIMEOUT_S, Identity, Notifier
@@ -98,6 +102,8 @@ def build_neighbours(settings: Settings) -> Neighbours:
 def run(settings: Settings, *, build: Callable[[Settings], Neighbours] = build_neighbours) -> None:
     """Serve until told to stop. A SQLite file is migrated first, and nobody else may be using it.
 
+    That it starts, and with which settings, is in the audit before it serves.
+
     Raises DatabaseInUse, StoreError, OSError before anything is served.
     """
     url = settings.database_url.get_secret_value()
@@ -110,6 +116,12 @@ def run(settings: Settings, *, build: Callable[[Settings], Neighbours] = build_n
         if path is not None:
             migrate(database)
         check_revision(database)
+        record_start(
+            database,
+            version=version("upbit-cancel-bot"),
+            replica=f"{socket.gethostname()}:{os.getpid()}",
+            settings=configuration(settings),
+        )
     finally:
         database.close()
     serve(lambda: Bot(settings, build(settings)), host=settings.host, port=settings.port)

@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from bot.domain.configuration import bounded, key_id
 from bot.domain.membership import is_group
 from bot.domain.tiers import MAX_APPROVALS, Tier, parse_tiers
 
@@ -416,10 +417,26 @@ def _as_text(default: object) -> str:
             return default.get_secret_value()
         case bool():
             return str(default).lower()
-        case tuple() | frozenset():
-            return ",".join(default)
+        case frozenset():
+            return ",".join(sorted(default))
+        case tuple():
+            return ",".join(map(str, default))
         case _:
             return str(default)
+
+
+def configuration(settings: Settings) -> dict[str, str]:
+    """Every setting by its variable, as text for the audit: a secret by its key id, the database by its kind."""
+    told = {}
+    for row in settings_table():
+        value = getattr(settings, row.variable.lower())
+        if row.variable == "DATABASE_URL":  # its password need not be a random one, so it gets no key id
+            told[row.variable] = make_url(value.get_secret_value()).get_backend_name()
+        elif isinstance(value, SecretStr):
+            told[row.variable] = key_id(row.variable, value.get_secret_value())
+        else:
+            told[row.variable] = bounded(_as_text(value))
+    return told
 
 
 def load_settings(environ: Mapping[str, str], env_file: Path | None, *, for_run: bool = True) -> Settings:

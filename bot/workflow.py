@@ -260,6 +260,10 @@ class Exchange(Protocol):
         """Send one DELETE, once."""
         ...
 
+    def cancel_call(self, uuid: str, *, nonce: str) -> Call:
+        """What is known of the DELETE before it is sent, for the audit; asks nobody."""
+        ...
+
     def hold_s(self, method: Literal["GET", "DELETE"]) -> float:
         """For how many seconds such a call would not be sent, as Upbit limits or bans us; 0 where it would."""
         ...
@@ -358,11 +362,16 @@ class Transaction(Protocol):
         outcome: Outcome = Outcome.OK,
         details: dict[str, Json] | None = None,
         trigger_id: str | None = None,
+        team_id: str | None = None,
+        channel_id: str | None = None,
         reason: str | None = None,
         due_in_s: float | None = None,
         **changes: Any,
     ) -> CancelRequest:
-        """Do the transition with its audit event. Raises Overtaken if the row has moved, IllegalTransition."""
+        """Do the transition with its audit event. Raises Overtaken if the row has moved, IllegalTransition.
+
+        Without `team_id` and `channel_id` it happened where the request is.
+        """
         ...
 
     def record(  # noqa: PLR0913 - one event has that many facts
@@ -667,6 +676,8 @@ class CancelWorkflow:
                 Action.REQUEST_DENIED if denies else Action.REQUEST_WITHDRAWN,
                 actor=click.actor,
                 trigger_id=click.trigger_id,
+                team_id=click.team_id or None,
+                channel_id=click.channel_id or None,
                 reason=click.reason or None,
                 details=membership.to_json(self._policy.approvers) if denies else None,
                 ended_at=tx.now,
@@ -695,6 +706,8 @@ class CancelWorkflow:
                 Action.REQUEST_APPROVED,
                 actor=click.actor,
                 trigger_id=click.trigger_id,
+                team_id=click.team_id or None,
+                channel_id=click.channel_id or None,
                 reason=click.reason or None,
                 due_in_s=0,
                 details=details,
@@ -710,6 +723,7 @@ class CancelWorkflow:
             Action.APPROVAL_RECORDED,
             actor=click.actor,
             trigger_id=click.trigger_id,
+            team_id=click.team_id or None,
             channel_id=click.channel_id or None,
             reason=click.reason or None,
             details=details,
@@ -723,17 +737,18 @@ class CancelWorkflow:
         return tx.refusal_of_trigger(click.trigger_id)
 
     def _refuse_click(self, tx: Transaction, click: Click, refusal: Reason, membership: Membership) -> Reason:
+        details: dict[str, Json] = {"reason": refusal.value, "kind": click.kind.value if click.kind else None}
+        if click.kind in JUDGED_BY_LISTS:
+            details |= membership.to_json(self._policy.approvers)
+        if tx.request is None:
+            details["unknown_request_id"] = click.request_id
         tx.record(
             Action.APPROVAL_REFUSED,
             actor=click.actor,
             outcome=Outcome.REFUSED,
-            details={
-                "reason": refusal.value,
-                "kind": click.kind.value if click.kind else None,
-                **(membership.to_json(self._policy.approvers) if click.kind in JUDGED_BY_LISTS else {}),
-            },
+            details=details,
             trigger_id=click.trigger_id,
-            team_id=click.team_id,
+            team_id=click.team_id or None,
             channel_id=click.channel_id or None,
             reason=click.reason or None,
         )
@@ -891,7 +906,7 @@ class CancelWorkflow:
                         lease, request, too_few, membership=membership, order=order, answer=answer, needed=needed
                     )
                 prices = self._quotations.best_prices(order.market)
-                return self._ask(lease, order, needed, membership=membership, prices=prices)
+                return self._ask(lease, answer, needed, membership=membership, prices=prices)
             case Refused(name="order_not_found"):
                 return self._refuse(lease, Reason.ORDER_NOT_FOUND, answer=answer)
             case Refused(name="out_of_scope"):
@@ -930,12 +945,13 @@ class CancelWorkflow:
     def _ask(
         self,
         lease: Lease,
-        order: Order,
+        answer: Found,
         needed: Requirement,
         *,
         membership: Membership,
         prices: BestPrices | NoPrices,
     ) -> "Step":
+        order = answer.order
         with self._store.transaction(lease.request_id, lease=lease) as tx:
             request = _locked(tx)
             approvers = self._policy.approvers_of(request.requester, membership)
@@ -948,11 +964,13 @@ class CancelWorkflow:
                     **ids_json("approvers", approvers),
                     **membership.to_json(self._policy.approvers),
                     "quote": quote_json,
+                    "call": _call_json(answer.call),
                 },
                 order=order,
                 quote=quote,
                 order_now=order,
                 looked_at=tx.now,
+                unseen_since=None,
                 approvals_required=needed.approvals,
                 approval_rule=needed.rule,
                 approvers=approvers,
@@ -1034,6 +1052,7 @@ class CancelWorkflow:
                 cause = _cause_of(answer)
                 refused = self._move_to_refused(tx, Reason.EXCHANGE_UNREACHABLE, answer=answer, cause=cause)
                 return Step(request=refused, due_in_s=None)
+            self._record_unseen(tx, answer)
             if waited >= SLOW_AFTER:
                 self._tell_to_wait(tx, NoticeKind.STILL_READING)
         wait_s = max(_gap(READING_GAPS_S, request.attempts, READING_GAP_S), _retry_after_s(answer))
@@ -1100,17 +1119,21 @@ class CancelWorkflow:
         details: dict[str, Json] = {"order": _order_json(order), "call": _call_json(answer.call)}
         tx.record(Action.ORDER_CHANGED, details=details, redraw=True, **seen)
 
-    @staticmethod
-    def _miss(tx: Transaction, answer: Refused | Unknown | NotSent) -> None:
+    def _miss(self, tx: Transaction, answer: Refused | Unknown | NotSent) -> None:
         """Upbit does not show the order. That concludes nothing; but who decides shall know it, and it is told once."""
-        request = _locked(tx)
-        if request.unseen_since is not None or isinstance(answer, NotSent) or _retry_after_s(answer):
+        if not isinstance(answer, NotSent) and not _retry_after_s(answer):
+            self._record_unseen(tx, answer, redraw=True)
+
+    @staticmethod
+    def _record_unseen(tx: Transaction, answer: Refused | Unknown | NotSent, *, redraw: bool = False) -> None:
+        """Once until it is seen again: an exchange that is away must not fill the audit. To be told to wait is none."""
+        if _locked(tx).unseen_since is not None or _is_told_to_wait(answer):
             return
         tx.record(
             Action.ORDER_UNSEEN,
             outcome=Outcome.UNKNOWN,
             details={"error": _cause_of(answer), "call": _call_json(answer.call)},
-            redraw=True,
+            redraw=redraw,
             unseen_since=tx.now,
         )
 
@@ -1150,7 +1173,7 @@ class CancelWorkflow:
     def _send(self, lease: Lease, request: CancelRequest) -> "Step":
         """approved: commit that it is being sent, then send it once."""
         held_s = self._exchange.hold_s("DELETE")
-        nonce = self._new_nonce()
+        call = self._exchange.cancel_call(request.order_uuid, nonce=self._new_nonce())
         started_at = self._monotonic()
         with self._store.transaction(lease.request_id, lease=lease) as tx:
             request = _locked(tx)
@@ -1165,30 +1188,32 @@ class CancelWorkflow:
             sending = tx.move(
                 Action.CANCEL_SENT,
                 details={
-                    "method": "DELETE",
-                    "path": "/v1/order",
+                    "method": call.method,
+                    "path": call.path,
                     "uuid": request.order_uuid,
-                    "nonce": nonce,
+                    "nonce": call.nonce,
+                    "query_hash": call.query_hash,
                     "attempt": request.sends + 1,
+                    "order": _order_json(request.order_now),
+                    "looked_at": timestamp(request.looked_at) if request.looked_at else None,
                 },
                 sends=request.sends + 1,
                 unanswered=request.unanswered + 1,
                 sent_at=tx.now,
                 doubt=None,
             )
-        answer = self._cancel(sending, nonce=nonce, not_after=started_at + SEND_GRACE_S)
+        answer = self._cancel(sending, call, not_after=started_at + SEND_GRACE_S)
         try:
             return self._record_answer(lease, answer)
         except Overtaken:
             self._record_late(lease.request_id, answer)
             raise
 
-    def _cancel(self, request: CancelRequest, *, nonce: str, not_after: float) -> CancelAnswer:
+    def _cancel(self, request: CancelRequest, call: Call, *, not_after: float) -> CancelAnswer:
         if self._monotonic() > not_after:
             # The process stood still; by now somebody else may have concluded something.
-            call = Call(method="DELETE", path="/v1/order", nonce=nonce, query_hash="")
             return NotSent(cause="stalled", call=call, retry_after_s=0.0)
-        return self._exchange.cancel_order(request.order_uuid, nonce=nonce)
+        return self._exchange.cancel_order(request.order_uuid, nonce=call.nonce)
 
     @staticmethod
     def _move_to_lapsed(tx: Transaction) -> CancelRequest:
@@ -1276,11 +1301,17 @@ class CancelWorkflow:
     def _record_late(self, request_id: int, answer: CancelAnswer) -> None:
         """The lease was lost while the exchange answered: the looks decide, but what it said is evidence."""
         with self._store.transaction(request_id) as tx:
-            proof: dict[str, Any] = {"accepted_at": tx.now} if isinstance(answer, Accepted) else {}
+            details: dict[str, Json] = {"call": _call_json(answer.call), "answer": type(answer).__name__.lower()}
+            proof: dict[str, Any] = {}
+            if isinstance(answer, Accepted):
+                details["order"] = _order_json(answer.order)
+                proof["accepted_at"] = tx.now
+            else:
+                details["error"] = _cause_of(answer)
             tx.record(
                 Action.CANCEL_ANSWERED_LATE,
                 outcome=Outcome.UNKNOWN if isinstance(answer, Unknown) else Outcome.OK,
-                details={"call": _call_json(answer.call), "answer": type(answer).__name__.lower()},
+                details=details,
                 **proof,
             )
 
@@ -1293,12 +1324,13 @@ class CancelWorkflow:
                 return Step(request=request, due_in_s=0.0)
             if isinstance(answer, Found):
                 return self._conclude(tx, answer)
+            self._record_unseen(tx, answer)
             return self._doubt(tx, answer.call, wait_s=_retry_after_s(answer))
 
     def _conclude(self, tx: Transaction, answer: Found) -> "Step":
         request, order = _locked(tx), answer.order
         details: dict[str, Json] = {"order": _order_json(order), "call": _call_json(answer.call)}
-        seen: dict[str, Any] = {"order_now": order, "looked_at": tx.now}
+        seen: dict[str, Any] = {"order_now": order, "looked_at": tx.now, "unseen_since": None}
         if order.is_canceled:
             by = request.whose_cancel()
             details["by"] = by.value
@@ -1312,6 +1344,8 @@ class CancelWorkflow:
                 return moved_on
         if order != request.order_now:
             tx.change(redraw=True, **seen)
+        elif request.unseen_since is not None:
+            tx.change(unseen_since=None)
         return self._doubt(tx, answer.call, wait_s=0.0)
 
     def _conclude_open(self, tx: Transaction, details: dict[str, Json], seen: dict[str, Any]) -> "Step | None":
@@ -1354,7 +1388,11 @@ class CancelWorkflow:
             unresolved = tx.move(
                 Action.OUTCOME_UNRESOLVED,
                 outcome=Outcome.UNKNOWN,
-                details={"reason": Reason.NOTHING_CERTAIN.value, "call": _call_json(call)},
+                details={
+                    "reason": Reason.NOTHING_CERTAIN.value,
+                    "order": _order_json(request.order_now),
+                    "call": _call_json(call),
+                },
                 attempts=0,
             )
             return Step(request=unresolved, due_in_s=max(UNRESOLVED_GAPS_S[0], wait_s))
@@ -1628,6 +1666,12 @@ def _gap(gaps_s: Sequence[float], attempt: int, last_s: float) -> float:
 def _retry_after_s(answer: LookAnswer) -> float:
     retry_after_s = answer.retry_after_s if isinstance(answer, Refused | NotSent) else None
     return retry_after_s or 0.0
+
+
+def _is_told_to_wait(answer: Refused | Unknown | NotSent) -> bool:
+    """Whether Upbit's rate limit kept the look back, which says nothing about the order or about Upbit."""
+    limits = {"rate_limited", "too_many_requests"}
+    return not isinstance(answer, Unknown) and _cause_of(answer) in limits
 
 
 def _cause_of(answer: Refused | Unknown | NotSent) -> str:

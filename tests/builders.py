@@ -157,6 +157,9 @@ class OpenExchange:
     def hold_s(self, _method: Literal["GET", "DELETE"]) -> float:
         return 0.0
 
+    def cancel_call(self, uuid: str, *, nonce: str) -> Call:
+        return Call(method="DELETE", path="/v1/order", nonce=nonce, query_hash=f"hash of {uuid}")
+
     def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
         return Unknown(cause="timeout", call=call(method="DELETE", status=None))
 

@@ -220,15 +220,16 @@ def _refused_commands() -> Iterator[tuple[str, Actor]]:
 
 def _around(happened: Happened, begins_at: datetime) -> None:
     """What else is in an audit: starts with other settings, checkpoints, exports, verifications."""
-    changed: list[Json] = ["APPROVERS", "APPROVAL_TIERS"]
-    happened.alone(begins_at + timedelta(days=1, hours=1), "bot.started", version="0.2.0", changed=[])
+    changed: dict[str, Json] = {
+        "APPROVAL_TIERS": {"before": "", "after": "KRW-*:50000000=2"},
+        "APPROVERS": {"before": "U0BEN,U0SEO", "after": "U0BEN,U0SEO,U0LEE"},
+    }
+    happened.alone(begins_at + timedelta(days=1, hours=1), Action.BOT_STARTED, version="0.2.0", changed={})
     happened.alone(
         begins_at + timedelta(days=12, hours=2),
-        "bot.started",
+        Action.BOT_STARTED,
         version="0.2.1",
         changed=changed,
-        before={"APPROVERS": "U0BEN,U0SEO", "APPROVAL_TIERS": ""},
-        after={"APPROVERS": "U0BEN,U0SEO,U0LEE", "APPROVAL_TIERS": "KRW-*:50000000=2"},
     )
     for day in range(28):
         happened.alone(begins_at + timedelta(days=day, hours=15), Action.AUDIT_CHECKPOINTED, checkpoint={})

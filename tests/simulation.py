@@ -54,6 +54,7 @@ from bot.domain.errors import CannotPost, CommitInDoubt, IllegalTransition, Noth
 from bot.domain.order import Order
 from bot.domain.quote import BestPrices, NoPrices
 from bot.domain.tiers import parse_tiers
+from bot.domain.witness import Witness
 from bot.workflow import CancelWorkflow, Click, Command, Notice, NoticeKind, Posted, settle
 
 START: Final = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
@@ -240,6 +241,9 @@ class SimulatedExchange:
             world.count(f"exchange holds {method}s back")
             return world.rng.choice((0.5, 20.0))
         return 0.0
+
+    def cancel_call(self, uuid: str, *, nonce: str) -> Call:
+        return Call(method="DELETE", path="/v1/order", nonce=nonce, query_hash=f"hash of {uuid}")
 
     def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
         world = self._world
@@ -742,6 +746,7 @@ class World:
     @staticmethod
     def _check_moves(request: CancelRequest, events: list[dict[str, Any]]) -> None:
         state: State | None = None
+        witness: Witness | None = None
         for event in events:
             action = Action(event["action"])
             if action not in TRANSITIONS:
@@ -749,6 +754,8 @@ class World:
             sources, target = TRANSITIONS[action]
             assert state in sources or (state is None and not sources), f"{action} from {state}"
             state = target
+            witness = Witness(seq=event["seq"], hash=event["hash"]) if state in VERDICT_STATES else None
+        assert request.witness == witness, "its summary is witness of another event"
         assert state is request.state, f"moves lead to {state}"
         withdrawn = [event for event in events if event["action"] == "request.withdrawn"]
         decided = [event for event in events if event["action"] in {"request.approved", "request.denied"}]

@@ -7,7 +7,8 @@ from fill import fill
 from bot.database.engine import Database
 from bot.database.store import SqlStore
 from bot.database.verification import verify
-from bot.domain.cancel_request import State
+from bot.domain.cancel_request import VERDICT_STATES, State
+from bot.inquiry import Wanted
 
 EVENTS = 3000
 
@@ -34,3 +35,12 @@ def test_made_up_stories_verify_and_agree_with_their_requests(filled: Database) 
         request = store.read(request_id)
         assert request is not None
         assert request.state is not State.APPROVED or request.approved_at is not None
+
+
+def test_made_up_verdicts_are_witness_of_their_events(filled: Database) -> None:
+    """What a summary shows on a filled database must agree with its audit, as on a real one."""
+    store = SqlStore(filled)
+    requests = store.list_requests(Wanted(), limit=50)
+    witnesses = [each.witness for each in requests if each.witness is not None]
+    assert len(witnesses) == sum(each.state in VERDICT_STATES for each in requests) > 10
+    assert verify(filled, witnesses).witnesses == len(witnesses)

@@ -61,7 +61,7 @@ def line_of(message: Message) -> str:
 def test_the_bot_posts_a_checkpoint_that_finds_a_rewritten_tail(journey: Journey, tmp_path: Path) -> None:
     """By itself, soon after its start; and what it is for works with nothing but the channel and the public key."""
     first = posted(journey)
-    assert json.loads(line_of(first))["checkpoint"]["seq"] == 0
+    assert json.loads(line_of(first))["checkpoint"]["seq"] == 1
     asked = journey.ask()
     journey.press(BEN, asked, "approve")
     journey.audited(asked.id, "summary.posted")

@@ -24,7 +24,7 @@ from bot.choosing import MAX_FORMS, Choice, Choosing, Form
 from bot.database.engine import Database
 from bot.database.schema import audit_events
 from bot.database.store import SqlStore
-from bot.domain.answer import CancelAnswer, LookAnswer, OrdersAnswer
+from bot.domain.answer import Call, CancelAnswer, LookAnswer, OrdersAnswer
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Action, Reason
 from bot.domain.cancel_request import CancelRequest, DecisionKind, State
@@ -461,6 +461,9 @@ class Nobody:
         raise NotImplementedError
 
     def hold_s(self, _method: Literal["GET", "DELETE"]) -> float:
+        raise NotImplementedError
+
+    def cancel_call(self, uuid: str, *, nonce: str) -> Call:
         raise NotImplementedError
 
     def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:

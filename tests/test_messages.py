@@ -127,6 +127,8 @@ PENDING = CancelRequest(
     opened_at=minutes(0),
     expires_at=minutes(30),
     quote=QUOTE,
+    witness_seq=1234,
+    witness_hash="9f2c41d07be3a01b" * 4,
 )
 YES = Decision(kind=DecisionKind.APPROVE, actor=APPROVER, decided_at=minutes(2))
 YES_TOO = Decision(kind=DecisionKind.APPROVE, actor=SECOND, decided_at=minutes(3))
@@ -686,6 +688,33 @@ def test_no_other_state_claims_that_the_order_was_canceled(state: State) -> None
         if message:
             assert "*Canceled" not in message.text
             assert "is canceled." not in message.text.replace("whether the order is canceled", "")
+
+
+WITNESS: Final = "audit #1234 9f2c41d07be3a01b"
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_summary_ends_with_its_witness_however_long_it_is(state: State) -> None:
+    """Who rewrites the audit cannot rewrite what stands in Slack; a line that was cut off would prove nothing."""
+    for reason in ("", "long " * 2000):
+        request = replace(CANCELED, state=state, settled_reason=reason, decisions=(replace(NO, reason=reason),) * 20)
+        said = thread_message(request, notify=())
+        if said is None:
+            continue
+        assert said.text.splitlines()[-1] == WITNESS
+        assert said.blocks[-1]["elements"][0]["text"] == WITNESS
+        elsewhere = messages.summary_elsewhere(request)
+        assert elsewhere.splitlines()[-1] == WITNESS
+        assert elsewhere.count(WITNESS) == 1
+        assert max(length(said.text), length(elsewhere)) <= 4000
+
+
+def test_a_verdict_of_an_older_version_has_no_witness_to_name() -> None:
+    """An invented one would make a sound audit look rewritten."""
+    said = thread_message(replace(CANCELED, witness_seq=None, witness_hash=None), notify=())
+    assert said
+    assert "audit #" not in said.text
+    assert "context" not in {block["type"] for block in said.blocks}
 
 
 def test_no_change_is_denied_where_nobody_looked_again() -> None:

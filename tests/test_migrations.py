@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from builders import APPROVER, at_once, create, create_pending, execute, present, rows
+from builders import APPROVER, at_once, create, create_pending, execute, present, rows, walk
 from databases import migrated
 
 import bot
@@ -202,6 +202,17 @@ def test_a_chain_from_before_it_had_a_base_begins_at_its_beginning(empty: Databa
     assert verify(empty).fault is None
     fill(empty)
     assert rows(empty, "SELECT count(*) FROM checkpoints") == [(1,)]
+
+
+def test_a_verdict_from_before_there_were_witnesses_has_none(empty: Database) -> None:
+    """Its summary is said without one; what ends after the upgrade has one, and a step back loses no request."""
+    request = request_after_step_back(empty, to="0009", keeps="SELECT id, state FROM cancel_requests")
+    ended = walk(SqlStore(empty), request.id, Action.REQUEST_LAPSED)
+    made = present(ended.witness)
+    migrate(empty, revision="0009")
+    migrate(empty)
+    assert present(SqlStore(empty).read(request.id)).witness is None
+    assert verify(empty, [made]).fault is None
 
 
 def test_migrating_twice_changes_nothing(empty: Database) -> None:

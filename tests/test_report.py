@@ -226,7 +226,7 @@ def test_nothing_that_people_wrote_becomes_part_of_the_page() -> None:
     never = step(5, Action.REQUEST_REFUSED, reason=HOSTILE)
     happened.request(3, "2026-10-01T10:00:00", refused, also, never, by=evil, market=HOSTILE)
     happened.alone("2026-10-02T09:00:00", Action.COMMAND_REFUSED, evil, reason=HOSTILE)
-    happened.alone("2026-10-02T09:00:00", "bot.started", version=HOSTILE, changed={HOSTILE: HOSTILE})
+    happened.alone("2026-10-02T09:00:00", Action.BOT_STARTED, version=HOSTILE, changed={HOSTILE: HOSTILE})
     happened.alone("2026-10-02T09:00:00", "audit." + HOSTILE, evil, **{HOSTILE: HOSTILE})
     stored = [each._replace(order_uuid=HOSTILE, outcome=HOSTILE) for each in happened.stored()]
     html = page(review(UTC_OCTOBER, stored, before=lambda _: ()), verification=SOUND, made=MADE)

@@ -369,7 +369,7 @@ def test_changed_settings_are_read_however_they_are_written(
 ) -> None:
     """A reviewer sees who could suddenly approve; other versions write it in other ways."""
     happened = Happened()
-    happened.alone("2026-10-05T09:00:00", "bot.started", version="1.2.3", **details)
+    happened.alone("2026-10-05T09:00:00", Action.BOT_STARTED, version="1.2.3", **details)
     counted = reviewed(happened)
     assert counted.starts == 1
     assert [(each.name, each.before, each.after) for each in counted.changes.first] == changes
@@ -467,7 +467,7 @@ def test_details_that_were_tampered_with_do_not_stop_the_count(details: str, *, 
     happened = Happened()
     happened.request(1, "2026-10-01T09:00:00", opened(), step(30, APPROVED, BEN), *sent_and_canceled(30))
     happened.request(2, "2026-10-01T09:00:00", opened(), step(30, Action.REQUEST_REFUSED, reason="x"))
-    happened.alone("2026-10-02T09:00:00", "bot.started")
+    happened.alone("2026-10-02T09:00:00", Action.BOT_STARTED)
     happened.alone("2026-10-02T09:00:00", Action.APPROVAL_REFUSED, EVE)
     happened.alone("2026-10-02T09:00:00", "audit.reconciled", EVE)
     stored = [event._replace(details=details) for event in happened.stored()]
@@ -480,7 +480,7 @@ def test_details_that_were_tampered_with_do_not_stop_the_count(details: str, *, 
 def test_details_may_be_nested_however_deeply(depth: int) -> None:
     """What can be read need not be what can be written."""
     happened = Happened()
-    happened.alone("2026-10-02T09:00:00", "bot.started")
+    happened.alone("2026-10-02T09:00:00", Action.BOT_STARTED)
     happened.alone("2026-10-02T09:00:00", "audit.reconciled")
     details = '{"changed":' * depth + "1" + "}" * depth
     counted = review(OCTOBER, [event._replace(details=details) for event in happened.stored()], before=lambda _: ())

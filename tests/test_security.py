@@ -56,7 +56,7 @@ from bot.database.migration import check_revision, migrate
 from bot.database.schema import metadata
 from bot.database.store import SqlStore
 from bot.database.verification import verify
-from bot.domain.answer import Accepted, CancelAnswer, Found, LookAnswer
+from bot.domain.answer import Accepted, Call, CancelAnswer, Found, LookAnswer
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Action, Actor, Reason
 from bot.domain.cancel_request import CancelRequest, DecisionKind, State, Verdict
@@ -328,6 +328,9 @@ class CancelingExchange(OpenExchange):
 
     def hold_s(self, _method: Literal["GET", "DELETE"]) -> float:
         return 0.0
+
+    def cancel_call(self, uuid: str, *, nonce: str) -> Call:
+        return Call(method="DELETE", path="/v1/order", nonce=nonce, query_hash=f"hash of {uuid}")
 
     def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
         self.canceled.append(uuid)

@@ -234,6 +234,24 @@ def test_a_transition_moves_the_row_and_writes_the_audit(store: SqlStore, by_han
     }
 
 
+UNRESOLVED: Final = (Action.REQUEST_APPROVED, Action.CANCEL_SENT, Action.OUTCOME_UNRESOLVED)
+
+
+def test_each_verdict_is_witness_of_the_event_that_moved_the_request(store: SqlStore, by_hand: Database) -> None:
+    """The summary in Slack quotes it; one of another event, or of none, would accuse a sound audit."""
+    request = create_pending(store)
+    moved = [present(store.read(request.id)), walk(store, request.id, *UNRESOLVED[:2])]
+    assert [each.witness for each in moved] == [None, None]
+    for action in (UNRESOLVED[2], Action.ORDER_CANCELED):
+        witness = present(walk(store, request.id, action).witness)
+        told = rows(by_hand, f"SELECT action, hash FROM audit_events WHERE seq = {witness.seq}")
+        assert told == [(action.value, witness.hash)]
+        assert verify(by_hand, [witness]).witnesses == 1
+        with store.transaction(request.id) as tx:
+            tx.record(Action.SUMMARY_POSTED)
+        assert present(store.read(request.id)).witness == witness
+
+
 def test_a_transition_that_the_table_does_not_know_changes_nothing(store: SqlStore, by_hand: Database) -> None:
     """An illegal move is a bug or a lost race: never a state."""
     made = create(store)

@@ -189,11 +189,12 @@ def test_progress_is_told_now_and_then(database: Database) -> None:
 def test_witnesses_are_read_as_people_write_them_down() -> None:
     """From a summary in Slack, from a mail, or from what `bot audit verify` printed."""
     digits = "9f2c41d07be3a01b"
-    told = f"\naudit #12 {digits}\n 13 {digits * 4} \n#14\t{digits}\n\n"
+    told = f"\naudit #12 {digits}\n 13 {digits * 4} \n#14\t{digits}\n\n> `audit\xa0#15  {digits}`\u200b\n*\n"
     assert parse_witnesses(told) == (
         Witness(seq=12, hash=digits),
         Witness(seq=13, hash=digits * 4),
         Witness(seq=14, hash=digits),
+        Witness(seq=15, hash=digits),
     )
     assert str(Witness(seq=13, hash=digits * 4)) == f"audit #13 {digits}"
 

@@ -34,6 +34,7 @@ from bot.database.engine import Database
 from bot.database.store import LEASE, SqlStore
 from bot.domain.answer import (
     Accepted,
+    Call,
     CancelAnswer,
     Found,
     FoundOrders,
@@ -104,6 +105,9 @@ class ScriptedExchange:
 
     def hold_s(self, method: Literal["GET", "DELETE"]) -> float:
         return self.holds.get(method, 0.0)
+
+    def cancel_call(self, uuid: str, *, nonce: str) -> Call:
+        return Call(method="DELETE", path="/v1/order", nonce=nonce, query_hash=f"hash of {uuid}")
 
     def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
         self.sent.append(nonce)
@@ -1179,6 +1183,31 @@ def test_an_order_that_upbit_does_not_show_stays_pending_and_is_told_once(story:
     story.go_on(request_id, for_s=31)
     assert story.request(request_id).unseen_since is None
     assert story.state(request_id) is State.PENDING
+
+
+def test_the_first_look_that_fails_is_written_down_until_the_order_is_seen(story: Story) -> None:
+    """Before the card and after the cancel as well: why nothing moved is asked a year later, too."""
+    story.exchange.looks = [BLIND, BLIND, limited(0.5), sees(OPEN)]
+    request_id = story.ask()
+    story.go_on(request_id, for_s=8)
+    assert story.actions(request_id) == ["request.created", "order.unseen", "request.opened", "card.posted"]
+    assert story.request(request_id).unseen_since is None
+    story.exchange.looks = [BLIND, BLIND, sees(OPEN), NOT_SENT, NOT_SENT, sees(CANCELED)]
+    story.workflow.click(click(request_id, message_ts="1.000"))
+    story.go_on(request_id, for_s=20)
+    unseen = ["order.unseen", "order.unseen"]
+    assert story.actions(request_id)[5:] == [
+        *("cancel.sent", "cancel.accepted", *unseen, "order.canceled", "summary.posted")
+    ]
+    assert story.request(request_id).unseen_since is None
+
+
+def test_to_be_told_to_wait_is_no_look_that_fails(story: Story) -> None:
+    """A busy minute must not fill the audit with what says nothing about any order."""
+    story.exchange.looks = [limited(0.5), replace(NOT_SENT, cause="rate_limited"), sees(OPEN)]
+    request_id = story.ask()
+    story.go_on(request_id, for_s=4)
+    assert story.actions(request_id) == ["request.created", "request.opened", "card.posted"]
 
 
 def test_a_list_that_fails_is_written_down_once(story: Story) -> None:

@@ -310,7 +310,7 @@ class _Counting:
             self._take_request(event, event.request_id)
         elif event.action in {Action.APPROVAL_REFUSED, Action.COMMAND_REFUSED}:
             self._take_refusal(event)
-        elif event.action == "bot.started":
+        elif event.action == Action.BOT_STARTED:
             self._take_start(event)
         elif event.action.startswith("audit.") or event.action in _MADE_OF_IT:
             self._take_deed(event)

@@ -127,6 +127,8 @@ cancel_requests = Table(
     Column("reminded_at", UtcTime),
     Column("in_private", Boolean, nullable=False, server_default=text("true")),
     Column("market", Text),
+    Column("witness_seq", Id),
+    Column("witness_hash", String(64)),
     UniqueConstraint("trigger_id"),
     Index(
         "uq_cancel_requests_open_order",
@@ -262,6 +264,12 @@ audit_events = Table(
     Index("ix_audit_events_order_uuid", "order_uuid"),
     Index("ix_audit_events_actor", "actor"),
     Index("ix_audit_events_trigger_id", "trigger_id"),
+    Index(
+        "ix_audit_events_started",
+        "seq",
+        sqlite_where=text("action = 'bot.started'"),
+        postgresql_where=text("action = 'bot.started'"),
+    ),
 )
 
 audit_head = Table(

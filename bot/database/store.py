@@ -36,6 +36,7 @@ from bot.domain.cancel_request import (
     ENDED_STATES,
     OPEN_STATES,
     TRANSITIONS,
+    VERDICT_STATES,
     CanceledBy,
     CancelRequest,
     Decision,
@@ -427,6 +428,8 @@ class SqlTransaction:
         outcome: Outcome = Outcome.OK,
         details: dict[str, Json] | None = None,
         trigger_id: str | None = None,
+        team_id: str | None = None,
+        channel_id: str | None = None,
         reason: str | None = None,
         due_in_s: float | None = None,
         **changes: Any,
@@ -441,8 +444,20 @@ class SqlTransaction:
             values["next_attempt_at"] = self.now + timedelta(seconds=due_in_s)
         moved = self._update(values, cancel_requests.c.state.in_([source.value for source in sources]))
         facts: dict[str, Json] = {"state": target.value, **(details or {})}
-        self._append(action, moved, actor=actor, outcome=outcome, details=facts, trigger_id=trigger_id, reason=reason)
-        return moved
+        self._append(
+            action,
+            moved,
+            actor=actor,
+            outcome=outcome,
+            details=facts,
+            trigger_id=trigger_id,
+            team_id=team_id,
+            channel_id=channel_id,
+            reason=reason,
+        )
+        if target in VERDICT_STATES:
+            self.change(witness_seq=self._chain.seq, witness_hash=self._chain.hash)
+        return self._present()
 
     def record(  # noqa: PLR0913 - see Transaction
         self,
@@ -469,6 +484,7 @@ class SqlTransaction:
                 outcome=outcome,
                 details=details or {},
                 trigger_id=trigger_id,
+                team_id=team_id,
                 channel_id=channel_id,
                 reason=reason,
             )
@@ -545,6 +561,7 @@ class SqlTransaction:
         outcome: Outcome = Outcome.OK,
         details: Mapping[str, Json] | None = None,
         trigger_id: str | None = None,
+        team_id: str | None = None,
         channel_id: str | None = None,
         reason: str | None = None,
     ) -> None:
@@ -556,7 +573,7 @@ class SqlTransaction:
                 request_id=request.id,
                 order_uuid=request.order_uuid,
                 market=request.market,
-                team_id=request.team_id,
+                team_id=team_id or request.team_id,
                 channel_id=channel_id or request.card_channel_id or request.channel_id,
                 reason=reason,
                 trigger_id=trigger_id,

@@ -42,6 +42,7 @@ class Action(StrEnum):
     CANCEL_FAILED = "cancel.failed"  #: unresolved -> failed
     OUTCOME_SETTLED = "outcome.settled"  #: unresolved -> settled
 
+    BOT_STARTED = "bot.started"  #: moves nothing
     COMMAND_REFUSED = "command.refused"  #: moves nothing
     APPROVAL_RECORDED = "approval.recorded"  #: moves nothing
     APPROVAL_REFUSED = "approval.refused"  #: moves nothing

@@ -23,6 +23,7 @@ from bot.domain.errors import IllegalTransition
 from bot.domain.order import Order
 from bot.domain.quote import Quote
 from bot.domain.tiers import Tier
+from bot.domain.witness import Witness
 
 
 class State(StrEnum):
@@ -168,6 +169,8 @@ class CancelRequest:
     card_attempts: int = 0
     reminded_at: datetime | None = None  #: the one reminder in the thread was due, and was left to be posted
     said_state: State | None = None  #: the last verdict told in the thread
+    witness_seq: int | None = None  #: the event that moved it into its latest verdict, of which the summary is witness
+    witness_hash: str | None = None  #: that event's hash; both None before a verdict, and in rows of older versions
     response_url: str | None = None  #: until the first private answer has used it
 
     def after(self, action: Action) -> State:
@@ -180,6 +183,13 @@ class CancelRequest:
     @property
     def is_open(self) -> bool:
         return self.state in OPEN_STATES
+
+    @property
+    def witness(self) -> Witness | None:
+        """What its summary knows of the audit; None where there is nothing to know, or an older version moved it."""
+        if self.state not in VERDICT_STATES or self.witness_seq is None or self.witness_hash is None:
+            return None
+        return Witness(seq=self.witness_seq, hash=self.witness_hash)
 
     @property
     def card_goes_to(self) -> str:

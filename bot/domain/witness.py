@@ -12,7 +12,10 @@ DIGITS: Final = 16
 
 MAX_WITNESSES: Final = 100_000
 
-_LINE: Final = re.compile(r"(?:audit[ \t]+)?#?([1-9][0-9]{0,17})[ \t]+([0-9a-f]{16,64})", re.ASCII)
+_LINE: Final = re.compile(r"(?:audit +)?#?([1-9][0-9]{0,17}) +([0-9a-f]{16,64})", re.ASCII)
+
+_AROUND: Final = "`*_~>\u200b\ufeff "
+"""What copying out of a chat leaves around a line: its marks, and characters that nobody sees."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,15 +28,16 @@ class Witness:
 
 
 def parse_witnesses(text: str) -> tuple[Witness, ...]:
-    """A witness a line, as `1234 9f2c41d07be3a01b` or as a summary shows it; empty lines do not count.
+    """A witness a line, as `1234 9f2c41d07be3a01b` or as copied from a summary; empty lines do not count.
 
     Raises ValueError with what is wrong.
     """
     witnesses: list[Witness] = []
     for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
+        plain = " ".join(line.split()).strip(_AROUND)
+        if not plain:
             continue
-        found = _LINE.fullmatch(line.strip())
+        found = _LINE.fullmatch(plain)
         if found is None:
             raise ValueError(f"line {number} is no witness: write the event's number and 16 hex digits of its hash")
         if len(witnesses) == MAX_WITNESSES:

@@ -714,8 +714,10 @@ def summary_elsewhere(request: CancelRequest, *, notify: Sequence[str] = ()) -> 
     """The thread's message for one person, where it cannot be posted in the thread."""
     where = channel(request.card_channel_id or request.card_goes_to)
     message = thread_message(request, notify=notify)
-    told = message.text if message else f"Now: {_STATE_WORDS[request.state]}."
-    return _fitting(f"This could not be posted in {where}, so you get it here.\n{told}".split("\n"), TEXT_CHARS)
+    witness = witness_line(request)
+    told = message.text.removesuffix(witness) if message else f"Now: {_STATE_WORDS[request.state]}."
+    lines = f"This could not be posted in {where}, so you get it here.\n{told}".split("\n")
+    return _fitting(lines, TEXT_CHARS, last=witness)
 
 
 # --- The card -------------------------------------------------------------------------------------------------------
@@ -1005,7 +1007,10 @@ def _has_done_their_part(request: CancelRequest, person_id: str) -> bool:
 
 
 def thread_message(request: CancelRequest, *, notify: Sequence[str]) -> Message | None:
-    """The verdict, the people, the order summary and what changed. None in a state that says nothing in the thread."""
+    """The verdict, the people, the order summary, what changed, and the witness of the audit.
+
+    None in a state that says nothing in the thread.
+    """
     if request.state not in VERDICT_STATES:
         return None
     verdict = _story(request)
@@ -1023,7 +1028,15 @@ def thread_message(request: CancelRequest, *, notify: Sequence[str]) -> Message 
     if changes:
         blocks.append(_section(changes))
         spoken.append(changes)
-    return Message(text=_fitting(spoken, TEXT_CHARS), blocks=blocks)
+    witness = witness_line(request)
+    if witness:
+        blocks.append(_context(witness))
+    return Message(text=_fitting(spoken, TEXT_CHARS, last=witness), blocks=blocks)
+
+
+def witness_line(request: CancelRequest) -> str:
+    """As `bot audit verify --witness` reads it; empty where an older version said the verdict."""
+    return str(request.witness) if request.witness is not None else ""
 
 
 _TROUBLE: Final = frozenset({State.LAPSED, State.REJECTED, State.UNRESOLVED, State.FAILED})
@@ -1717,13 +1730,14 @@ def _in_one_line(facts: Sequence[tuple[str, str]]) -> str:
     return "; ".join(f"{label}: {value}" for label, value in facts)
 
 
-def _fitting(lines: Iterable[str], limit: int) -> str:
-    """The lines that fit, whole, and a mark where some are missing."""
+def _fitting(lines: Iterable[str], limit: int, *, last: str = "") -> str:
+    """The lines that fit, whole, a mark where some are missing, and the last line whatever is missing before it."""
     kept: list[str] = []
-    room = limit - len("\n…")
+    ending = [last] if last else []
+    room = limit - len("\n…") - (_size(last) + len("\n") if last else 0)
     for line in filter(None, lines):
         room -= _size(line) + len("\n")
         if room < 0:
-            return "\n".join([*kept, "…"])
+            return "\n".join([*kept, "…", *ending])
         kept.append(line)
-    return "\n".join(kept)
+    return "\n".join([*kept, *ending])

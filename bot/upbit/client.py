@@ -562,6 +562,11 @@ class UpbitClient:
         answer = self._call_for_order("DELETE", uuid, nonce=nonce)
         return Accepted(order=answer.order, call=answer.call) if isinstance(answer, Found) else answer
 
+    @staticmethod
+    def cancel_call(uuid: str, *, nonce: str) -> Call:
+        """What is known of such a DELETE before it is sent. Raises ValueError for a uuid that is none."""
+        return Call(method="DELETE", path=ORDER_PATH, nonce=nonce, query_hash=query_hash(order_query(uuid)))
+
     def hold_s(self, method: Literal["GET", "DELETE"]) -> float:
         """For how many seconds such a call would not be sent; 0 where it would."""
         held = self._brake.held(method)

@@ -546,6 +546,9 @@ class ModelExchange:
     def hold_s(self, _method: Literal["GET", "DELETE"]) -> float:
         return 0.0
 
+    def cancel_call(self, uuid: str, *, nonce: str) -> Call:
+        return Call(method="DELETE", path="/v1/order", nonce=nonce, query_hash=f"hash of {uuid}")
+
     def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
         stage = self._stage
         stage.call()
