@@ -52,6 +52,7 @@ from bot.choosing import Choice, Choosing, Form
 from bot.database.audit_log import AuditLog, Filter
 from bot.database.checkpoints import SqlDailyCheckpoints
 from bot.database.engine import Database
+from bot.database.exports import SqlExports
 from bot.database.migration import check_revision, migrate
 from bot.database.schema import metadata
 from bot.database.store import SqlStore
@@ -62,7 +63,7 @@ from bot.domain.audit import Action, Actor, Reason
 from bot.domain.cancel_request import CancelRequest, DecisionKind, State, Verdict
 from bot.domain.errors import IllegalTransition, NothingDone
 from bot.domain.membership import Group, Membership
-from bot.exporting import ExportCommand
+from bot.exporting import ExportCommand, WantedExport
 from bot.inquiry import Inquiry
 from bot.playground.demo import BEN, CARA, DANA, DESK
 from bot.playground.exchange import Mood
@@ -873,6 +874,17 @@ def test_the_bots_account_cancels_and_cannot_rewrite(owner: Database) -> None:
     )
     assert daily.make_daily(rest=lambda: None)
     daily.posted(present(daily.lease(1)), channel_id="C0AUDIT", ts="1.000001")
+    exports = SqlExports(front.database)
+    wanted = ExportCommand(
+        trigger_id="trigger-export",
+        person=APPROVER,
+        team_id=IDENTITY.team_id,
+        channel_id="C0DESK",
+        text="export",
+        wanted=WantedExport(),
+    )
+    assert exports.ask(wanted, None, {}) is None
+    exports.delivered(present(exports.lease(1)))
     before = rows(owner, "SELECT * FROM audit_events ORDER BY seq")
 
     assert_cannot_rewrite(front.database)

@@ -421,9 +421,9 @@ def help_text() -> str:
         "• `/cancel history`: all requests, the newest first. Narrow it down with a uuid, `#n`, `@user` (or `me`), "
         "a market such as `KRW-BTC`, `since 2026-11-01` (UTC), or several of these; `open` takes them, too.\n"
         "*To have the audit exported* (for the auditors of this bot)\n"
-        "• `/cancel export`: all events, as a file in a direct message. Narrow it down as above, or with "
-        "`until 2026-12-01`, `action cancel.sent`, `outcome refused`, `reason own_request`; `jsonl` gives one JSON "
-        "object a line instead of CSV.\n"
+        "• `/cancel export`: all events, as a file in a direct message. Narrow it down as above (a person by their "
+        "member ID, such as `@U0BEN`), or with `until 2026-12-01`, `action cancel.sent`, `outcome refused`, "
+        "`reason own_request`; `jsonl` gives one JSON object a line instead of CSV.\n"
         "Requests from private channels and direct messages are shown only to those who asked, may approve or have "
         "decided, and to whoever types the question in that same place."
     )
@@ -1143,8 +1143,9 @@ def export_recorded() -> str:
 def export_not_understood(text: str) -> str:
     return (
         f"{literal(text, 100)} was not understood, and nothing was exported. Type `/cancel export`, and after it any "
-        "of: `csv` or `jsonl`, a uuid, `#n`, `@user`, `me`, a market such as `KRW-BTC`, `since 2026-11-01`, "
-        "`until 2026-12-01`, `action cancel.sent`, `outcome refused`, `reason own_request`."
+        "of: `csv` or `jsonl`, a uuid, `#n`, a person by their member ID such as `@U0BEN`, `me`, a market such as "
+        "`KRW-BTC`, `since 2026-11-01`, `until 2026-12-01`, `action cancel.sent`, `outcome refused`, "
+        "`reason own_request`."
     )
 
 

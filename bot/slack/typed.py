@@ -4,7 +4,7 @@ status <uuid|#n>
 open    [uuid|#n|@user|me|market|since YYYY-MM-DD] [before #n]
 history [uuid|#n|@user|me|market|since YYYY-MM-DD] [before #n]
 help
-export  [csv|jsonl] [uuid|#n|@user|me|market|since YYYY-MM-DD|until YYYY-MM-DD|action A|outcome O|reason R]
+export  [csv|jsonl] [uuid|#n|@U…|me|market|since YYYY-MM-DD|until YYYY-MM-DD|action A|outcome O|reason R]
 """
 
 import re
