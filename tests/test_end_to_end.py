@@ -439,7 +439,7 @@ def test_the_audit_is_read_and_verified_at_the_command_line_while_the_bot_runs(j
 
     shown = journey.bot.command("audit", "show", str(asked.id), "--format", "json")
     actions = [json.loads(line)["action"] for line in shown.stdout.splitlines()]
-    assert actions == ["request.created", "request.opened", "request.approved", *SENT]
+    assert actions == ["request.created", "request.opened", "card.posted", "request.approved", *SENT]
     verified = journey.bot.command("audit", "verify")
     assert verified.returncode == 0
     assert "events verified" in verified.stdout
@@ -504,7 +504,7 @@ def test_a_redelivered_command_gets_the_first_answer_again(journey: Journey) -> 
     assert [copy.text for copy in answer.copies] == [answer.text] * 2
     journey.card_of(request_id)
     assert journey.actions(request_id).count("request.created") == 1
-    assert [event["request_id"] for event in journey.events() if event["order_uuid"] == uuid] == [request_id] * 2
+    assert {event["request_id"] for event in journey.events() if event["order_uuid"] == uuid} == {request_id}
 
 
 @once

@@ -201,7 +201,9 @@ class Desk:
         return present(self.store.read(request_id))
 
     def last_event(self) -> dict[str, Any]:
-        return dict(AuditLog(self.database).list(Filter(), limit=1)[0])
+        """The latest one but for that of the card which a click has shown to be there."""
+        latest = AuditLog(self.database).list(Filter(), limit=2)
+        return dict(next(event for event in latest if event["action"] != Action.CARD_POSTED))
 
     def last_events(self, count: int) -> list[str]:
         return [str(event["action"]) for event in AuditLog(self.database).list(Filter(), limit=count)]
