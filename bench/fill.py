@@ -32,12 +32,16 @@ from bot.domain.audit import (
     timestamp,
 )
 from bot.domain.cancel_request import TRANSITIONS, VERDICT_STATES
+from bot.domain.tiers import value_text
 
 HOME: Final = "T0HOME"
 REQUESTERS: Final = tuple(Actor(id=f"U0ASKS{n:02}", name=f"asker {n}", team_id=HOME) for n in range(60))
 APPROVERS: Final = tuple(Actor(id=f"U0APPROVES{n}", name=f"approver {n}", team_id=HOME) for n in range(8))
 RARE_PERSON: Final = Actor(id="U0RARE", name="Rare", team_id=HOME)
 """Clicked three times in a million events."""
+GONE_PERSON: Final = Actor(id="U0GONE", name="Gone", team_id=HOME)
+EARLY_STORIES: Final = 300
+"""In these an approver who has left since clicked, and an order was not to be seen; never again later."""
 MARKETS: Final = (*(f"KRW-{coin}" for coin in ("BTC", "ETH", "XRP", "SOL", "DOGE", "ADA")), "USDT-BTC", "BTC-ETH")
 RARE_MARKET: Final = "KRW-RARE"
 STARTS_AT: Final = datetime(2025, 11, 1, tzinfo=UTC)
@@ -86,7 +90,7 @@ class _Story:
         self._uuid = str(uuid.UUID(int=dice.getrandbits(128), version=4))
         self._market = RARE_MARKET if dice.randrange(ONE_IN // 8) == 0 else dice.choice(MARKETS)
         price, volume = dice.randrange(1_000, 150_000_000), Decimal(dice.randrange(1, 30_000)) / 10_000
-        self._value = format(price * volume, "f")
+        self._value = value_text(price * volume)
         self._order: dict[str, Json] = {
             "uuid": self._uuid,
             "side": dice.choice(("ask", "bid")),
@@ -103,6 +107,7 @@ class _Story:
         self._channel = f"C0DESK{dice.randrange(5)}"
         self._number = number
         self._knows_market = False
+        self._worth: dict[str, Json] = {"value_krw": self._value} if self._market.startswith("KRW-") else {}
         self.request: Row = {
             "id": number,
             "order_uuid": self._uuid,
@@ -185,6 +190,16 @@ class _Story:
         )
         if self._dice.random() < 0.1:
             yield self._refused_click()
+        if self._number <= EARLY_STORIES:
+            yield self._event(Action.ORDER_UNSEEN, outcome=Outcome.FAILED, error="order_not_found")
+            yield self._event(
+                Action.APPROVAL_REFUSED,
+                outcome=Outcome.REFUSED,
+                actor=GONE_PERSON,
+                reason_word=Reason.NOT_YET_PENDING,
+                by="early",
+                kind="approve",
+            )
         yield from self._decided()
         if self._end in {"canceled", "filled", "rejected", "unresolved"}:
             yield from self._sent()
@@ -222,6 +237,7 @@ class _Story:
                     actor=who,
                     by="approve",
                     order=self._order,
+                    requester=self._asks.id,
                     approvals=[who.id],
                     approvals_required=1,
                 )
@@ -288,6 +304,8 @@ class _Story:
             details["reason"] = reason_word.value
         if by_whom is not None:
             details["by"] = by_whom
+        if self._knows_market:
+            details |= self._worth
         return AuditEvent(
             action=action,
             outcome=outcome,

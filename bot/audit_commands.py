@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from decimal import Decimal
 from difflib import get_close_matches
 from importlib.metadata import version
 from io import StringIO
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 LONGEST_WITNESS_FILE: Final = 10_000_000
 LONGEST_CHECKPOINT_FILE: Final = 10_000_000
 PUBLIC_KEY: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
+AMOUNT: Final = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?", re.ASCII)
 PIPED_WIDTH: Final = 240
 """A table that goes into a file or another program keeps its uuids in one piece."""
 
@@ -62,6 +64,17 @@ class _Time(click.ParamType[datetime]):
         except (ValueError, OverflowError):
             self.fail(f"{value!r} is no time: write 2026-11-23 or 2026-11-23T09:00:00+09:00", param, ctx)
         return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+class _Amount(click.ParamType[Decimal]):
+    name = "amount"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Decimal:
+        if isinstance(value, Decimal):
+            return value
+        if AMOUNT.fullmatch(value) is None:
+            self.fail(f"{value!r} is no amount: write 50000000, without separators or a sign", param, ctx)
+        return Decimal(value)
 
 
 class _Word(click.ParamType[str]):
@@ -93,6 +106,17 @@ def _narrowed(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--action", type=_Word("action"), help="Only this action, such as cancel.sent."),
         click.option("--outcome", type=click.Choice(["ok", "refused", "failed", "unknown"]), help="Only this outcome."),
         click.option("--reason", "details_reason", type=_Word("reason"), help="Only this reason, such as own_request."),
+        click.option(
+            "--over",
+            "over_krw",
+            type=_Amount(),
+            help="Only requests for orders of which, when approval was asked for, more than this amount of KRW remained "
+            "(price times remaining volume): their events from then on. On KRW markets only; what nobody could tell "
+            "counts as more.",
+        ),
+        click.option(
+            "--own", is_flag=True, default=None, help="Only approvals by the very person who had asked, allowed or not."
+        ),
         click.option("--since", type=_Time(), help="From this time on (UTC unless it says otherwise)."),
         click.option("--until", type=_Time(), help="Before this time."),
     )
@@ -120,9 +144,10 @@ def audit_list(*, limit: int, form: str, **wanted: Any) -> None:
 
 @audit.command("show")
 @click.argument("request_id", type=click.IntRange(1, 2**62), metavar="N")
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def audit_show(request_id: int, form: str) -> None:
-    """Tell one request's whole story, oldest first."""
+    """Tell one request's whole story, oldest first, and what came of it."""
+    from bot.audit.story import tell_story  # noqa: PLC0415
     from bot.database.audit_log import AuditLog, Filter  # noqa: PLC0415
     from bot.database.snapshot import snapshot  # noqa: PLC0415
     from bot.domain.audit import Action  # noqa: PLC0415
@@ -137,7 +162,11 @@ def audit_show(request_id: int, form: str) -> None:
         )
     if not events:
         fail(f"there is no request #{request_id}")
-    _print_events(events, form)
+    if form == "json":
+        _print_events(events, form)
+    else:
+        for line in tell_story(request_id, events):
+            click.echo(visible(line))
     if base_seq and events[0]["action"] != Action.REQUEST_CREATED:
         click.echo(f"how it began is in an archive: the events up to {base_seq} were pruned", err=True)
 
@@ -679,5 +708,9 @@ def _actor(event: dict[str, Any]) -> str:
 
 
 def _in_brief(details: dict[str, Any]) -> str:
-    """The plain facts of an event; the long ones are in the JSON."""
-    return " ".join(f"{name}={value}" for name, value in details.items() if not isinstance(value, dict | list))
+    """The plain facts of an event, and whose approvals counted; the long ones are in the JSON."""
+    plain = {name: value for name, value in details.items() if not isinstance(value, dict | list)}
+    counted = details.get("approvals")
+    if isinstance(counted, list):
+        plain["approvals"] = ",".join(map(str, counted))
+    return " ".join(f"{name}={value}" for name, value in plain.items())

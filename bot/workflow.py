@@ -694,6 +694,7 @@ class CancelWorkflow:
         details: dict[str, Json] = {
             "order": _order_json(request.order_now),
             "looked_at": timestamp(request.looked_at) if request.looked_at else None,
+            "requester": request.requester.id,
             "approvals": list(counting),
             "approvals_required": request.approvals_required,
             **ids_json("approvers", request.approvers),

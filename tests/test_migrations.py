@@ -244,11 +244,17 @@ def test_two_migrate_at_once(postgresql: object, empty: Database) -> None:
 # The schema
 
 
+@pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index")
 def test_alembic_finds_no_difference_between_schema_and_migrations(database: Database) -> None:
     """Code that relies on a column which only the tests' tables have fails in production alone."""
     with database.read() as connection:
-        context = MigrationContext.configure(connection)
+        context = MigrationContext.configure(connection, opts={"include_object": is_comparable})
         assert compare_metadata(context, metadata) == []
+
+
+def is_comparable(_object: object, name: str | None, kind: str, *_: object) -> bool:
+    """Alembic does not read expressions in an index; the test after the next compares them as the database does."""
+    return kind != "index" or not str(name).endswith(("_kind", "_own"))
 
 
 SQLITE_SHAPE = """

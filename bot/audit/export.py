@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -25,6 +26,7 @@ from bot.database.store import SqlStore
 from bot.domain.audit import Action, Actor, Json, timestamp
 from bot.domain.checkpoint import SignedCheckpoint
 from bot.domain.errors import AuditBroken, NothingDone
+from bot.domain.tiers import value_text
 
 _SEQ: Final = LISTED.index("seq")
 
@@ -202,8 +204,10 @@ class _Checkpoints:
 def _as_json(wanted: Filter) -> dict[str, Json]:
     """What was asked for, by the names of the filter."""
     given: dict[str, Any] = {field.name: getattr(wanted, field.name) for field in fields(wanted)}
-    return {
-        name: timestamp(value) if isinstance(value, datetime) else value
-        for name, value in given.items()
-        if value is not None
-    }
+    return {name: _plain(value) for name, value in given.items() if value is not None}
+
+
+def _plain(value: datetime | Decimal | str | int) -> Json:
+    if isinstance(value, datetime):
+        return timestamp(value)
+    return value_text(value) if isinstance(value, Decimal) else value

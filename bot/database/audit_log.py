@@ -1,51 +1,20 @@
 """Reads the audit: the events that somebody asks for."""
 
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import replace
 from typing import Any, Final
 
-from sqlalchemy import Select, select
+from sqlalchemy import Connection, select
 
 from bot.database.engine import Database
+from bot.database.event_search import MOST_AT_ONCE, Filter, newest
 from bot.database.schema import audit_events
 from bot.database.verification import columns_of
 from bot.domain.audit import Json
 
+__all__ = ["LISTED", "AuditLog", "Filter"]
+
 LISTED: Final = tuple(column.name for column in audit_events.columns if column.name != "entry")
 """What is told of each event, in this order."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Filter:
-    """Which events to list; None stands for all."""
-
-    order_uuid: str | None = None
-    request_id: int | None = None
-    actor: str | None = None
-    market: str | None = None
-    action: str | None = None
-    outcome: str | None = None
-    details_reason: str | None = None  #: a word of Reason, as `details.reason` holds it
-    since: datetime | None = None
-    until: datetime | None = None
-    before_seq: int | None = None  #: only events that come before this one
-
-    def narrow(self, query: Select[Any]) -> Select[Any]:
-        for name in ("order_uuid", "request_id", "actor", "market", "action", "outcome"):
-            wanted = getattr(self, name)
-            if wanted is not None:
-                query = query.where(audit_events.c[name] == wanted)
-        if self.details_reason is not None:
-            # Canonical JSON writes it in one way, and inside of texts quotes are escaped.
-            written = f'"reason":"{self.details_reason}"'
-            query = query.where(audit_events.c.details.contains(written, autoescape=True))
-        if self.before_seq is not None:
-            query = query.where(audit_events.c.seq < self.before_seq)
-        if self.since is not None:
-            query = query.where(audit_events.c.occurred_at >= self.since)
-        if self.until is not None:
-            query = query.where(audit_events.c.occurred_at < self.until)
-        return query
 
 
 class AuditLog:
@@ -56,10 +25,23 @@ class AuditLog:
 
     def list(self, wanted: Filter, *, limit: int, newest_first: bool = True) -> list[dict[str, Json]]:
         """The events that fit, as their columns in JSON's types, without the canonical text."""
-        order = audit_events.c.seq.desc() if newest_first else audit_events.c.seq
-        query = wanted.narrow(select(audit_events)).order_by(order).limit(limit)
         with self._database.read() as connection:
+            if newest_first:
+                return _newest_first(connection, wanted, limit)
+            query = wanted.narrow(select(audit_events)).order_by(audit_events.c.seq).limit(limit)
             return [_to_json(row) for row in connection.execute(query).mappings()]
+
+
+def _newest_first(connection: Connection, wanted: Filter, limit: int) -> list[dict[str, Json]]:
+    found: list[dict[str, Json]] = []
+    while len(found) < limit:
+        numbers = newest(connection, wanted, limit=limit - len(found))
+        query = select(audit_events).where(audit_events.c.seq.in_(numbers)).order_by(audit_events.c.seq.desc())
+        found += [_to_json(row) for row in connection.execute(query).mappings()]
+        if len(numbers) < MOST_AT_ONCE:
+            break
+        wanted = replace(wanted, before_seq=numbers[-1])
+    return found
 
 
 def _to_json(row: Any) -> dict[str, Json]:

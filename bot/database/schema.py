@@ -22,6 +22,7 @@ from sqlalchemy import (
     text,
 )
 
+from bot.database.event_words import EventKind, OwnMark
 from bot.domain.audit import GENESIS_HASH, timestamp
 from bot.domain.cancel_request import ENDED_STATES, OPEN_STATES, State
 
@@ -262,13 +263,37 @@ audit_events = Table(
     UniqueConstraint("hash"),
     Index("ix_audit_events_request_id", "request_id"),
     Index("ix_audit_events_order_uuid", "order_uuid"),
-    Index("ix_audit_events_actor", "actor"),
     Index("ix_audit_events_trigger_id", "trigger_id"),
     Index(
         "ix_audit_events_started",
         "seq",
         sqlite_where=text("action = 'bot.started'"),
         postgresql_where=text("action = 'bot.started'"),
+    ),
+    Index("ix_audit_events_kind", EventKind(), "seq"),
+    Index("ix_audit_events_actor_kind", "actor", EventKind(), "seq"),
+    Index(
+        "ix_audit_events_market_kind",
+        "market",
+        EventKind(),
+        "seq",
+        sqlite_where=text("market IS NOT NULL"),
+        postgresql_where=text("market IS NOT NULL"),
+    ),
+    Index(
+        "ix_audit_events_actor_market",
+        "actor",
+        "market",
+        "seq",
+        sqlite_where=text("actor <> 'system' AND market IS NOT NULL"),
+        postgresql_where=text("actor <> 'system' AND market IS NOT NULL"),
+    ),
+    Index(
+        "ix_audit_events_own",
+        OwnMark(),
+        "seq",
+        sqlite_where=OwnMark().is_not(None),
+        postgresql_where=OwnMark().is_not(None),
     ),
 )
 

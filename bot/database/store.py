@@ -47,7 +47,7 @@ from bot.domain.cancel_request import (
 from bot.domain.errors import Overtaken
 from bot.domain.order import Order, dump_order, load_order
 from bot.domain.quote import Quote, dump_quote, load_quote
-from bot.domain.tiers import Tier, parse_tier
+from bot.domain.tiers import Tier, parse_tier, value_krw
 from bot.inquiry import Wanted
 from bot.workflow import (
     LONGEST_HOLD_S,
@@ -577,7 +577,7 @@ class SqlTransaction:
                 channel_id=channel_id or request.card_channel_id or request.channel_id,
                 reason=reason,
                 trigger_id=trigger_id,
-                details=details or {},
+                details={**(details or {}), **_worth(request)},
             ),
             occurred_at=self.now,
         )
@@ -604,6 +604,12 @@ class SqlTransaction:
         request = _select_request(self._connection, request_id)
         assert request is not None
         return request
+
+
+def _worth(request: CancelRequest) -> dict[str, Json]:
+    """By what an event is found that concerns more than an amount: the order as it was when approval was asked for."""
+    value = value_krw(request.order) if request.order is not None else None
+    return {} if value is None else {"value_krw": value}
 
 
 def _is_open() -> ColumnElement[bool]:

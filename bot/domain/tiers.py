@@ -91,6 +91,23 @@ def remaining_value(order: Order) -> Decimal | None:
     return _EXACT.multiply(price, volume) if volume is not None and volume >= 0 else None
 
 
+def value_krw(order: Order) -> str | None:
+    """What remains of the order in KRW, as the audit tells it: a decimal, or `unknown`; None on other markets."""
+    if order.quote_currency.upper() != "KRW":
+        return None
+    value = remaining_value(order)
+    return UNKNOWN_VALUE if value is None else value_text(value)
+
+
+UNKNOWN_VALUE: Final = "unknown"
+
+
+def value_text(value: Decimal) -> str:
+    """The one way an amount is written that is compared as text: no exponent, no zeros in front or behind."""
+    text = format(value, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def _positive(amount: Decimal | None) -> Decimal | None:
     """Nothing costs nothing: a price of zero is one that was not told."""
     return amount if amount is not None and amount > 0 else None
