@@ -245,13 +245,14 @@ class _Search:
         sure: list[str] = []
         unsure: list[str] = []
         for kind in self._there_are():
-            words = kind.split(SEPARATOR)
-            if len(words) != _WORDS:
-                continue
-            action, outcome, reason, worth = words
+            action, outcome, *reason, worth = kind.split(SEPARATOR)
             fits = all(
                 each in {None, word}
-                for each, word in ((wanted.action, action), (wanted.outcome, outcome), (wanted.details_reason, reason))
+                for each, word in (
+                    (wanted.action, action),
+                    (wanted.outcome, outcome),
+                    (wanted.details_reason, SEPARATOR.join(reason)),
+                )
             )
             if not fits:
                 continue
@@ -345,9 +346,6 @@ class _Search:
         place = tuple_(*columns, _EVENT.seq)
         query = query.where(place >= tuple_(*values, low), place <= tuple_(*values, self._high), *_is_in_index(columns))
         return query.order_by(*(column.desc() for column in columns), _EVENT.seq.desc())
-
-
-_WORDS: Final = 4
 
 
 def _is_in_index(columns: Sequence[ColumnElement[Any]]) -> list[ColumnElement[bool]]:
