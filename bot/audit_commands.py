@@ -110,9 +110,9 @@ def _narrowed(command: Callable[..., None]) -> Callable[..., None]:
             "--over",
             "over_krw",
             type=_Amount(),
-            help="Only requests for orders of which more than this amount of KRW remained (price times remaining volume) "
-            "when approval was asked for: their events from then on. On KRW markets only; what nobody could tell counts "
-            "as more.",
+            help="Only requests for orders of which more than this amount of KRW remained when approval was asked for "
+            "(price times remaining volume): their events from then on. On KRW markets only; what nobody could tell "
+            "counts as more.",
         ),
         click.option(
             "--own", is_flag=True, default=None, help="Only approvals by the very person who had asked, allowed or not."
