@@ -13,6 +13,7 @@ from databases import migrated
 
 import bot
 from bot.audit.signing import Signer
+from bot.database.audit_log import AuditLog, Filter
 from bot.database.checkpoints import Checkpoints
 from bot.database.engine import Database
 from bot.database.homes import SqlHomes
@@ -215,6 +216,25 @@ def test_a_verdict_from_before_there_were_witnesses_has_none(empty: Database) ->
     assert verify(empty, [made]).fault is None
 
 
+def test_events_from_before_they_were_found_by_kind_are_found_by_it(empty: Database) -> None:
+    """A year of the audit must not begin on the day of the upgrade; and a step back leaves it as it was."""
+    migrate(empty, revision="0010")
+    execute(empty, EVENT_OF_BEFORE)
+    kept = rows(empty, "SELECT * FROM audit_events")
+    migrate(empty)
+    found = AuditLog(empty).list(Filter(actor="U0BEN", details_reason="own_request"), limit=9)
+    assert [event["seq"] for event in found] == [1]
+    migrate(empty, revision="0010")
+    assert rows(empty, "SELECT * FROM audit_events") == kept
+
+
+EVENT_OF_BEFORE = (
+    "INSERT INTO audit_events (seq, occurred_at, action, outcome, actor, actor_name, actor_team, details, entry,"
+    " prev_hash, hash) VALUES (1, '2026-11-01T09:00:00.000000Z', 'approval.refused', 'refused', 'U0BEN', 'ben', 'T',"
+    """ '{"kind":"approve","reason":"own_request"}', '{}', 'a', 'b')"""
+)
+
+
 def test_migrating_twice_changes_nothing(empty: Database) -> None:
     """`bot run` migrates its SQLite file at every start."""
     migrate(empty)
@@ -245,6 +265,7 @@ def test_two_migrate_at_once(postgresql: object, empty: Database) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index")
+@pytest.mark.filterwarnings("ignore:autogenerate skipping metadata-specified expression-based index")
 def test_alembic_finds_no_difference_between_schema_and_migrations(database: Database) -> None:
     """Code that relies on a column which only the tests' tables have fails in production alone."""
     with database.read() as connection:

@@ -127,7 +127,7 @@ def test_who_may_still_approve_is_reminded_half_way_and_once(desk: Desk) -> None
 
     assert desk.thread.reminders == [(APPROVER.id, SECOND.id)]
     (event,) = desk.announced()
-    assert event["details"] == {"may_still_approve": [APPROVER.id, SECOND.id]}
+    assert event["details"]["may_still_approve"] == [APPROVER.id, SECOND.id]
     assert event["occurred_at"] == "2026-11-23T09:15:00.000000Z"
     assert desk.request.state is State.PENDING
 

@@ -230,7 +230,7 @@ def test_a_transition_moves_the_row_and_writes_the_audit(store: SqlStore, by_han
         "team_id": HOME,
         "channel_id": "C0DESK",
         "trigger_id": "t",
-        "details": {"state": "approved", "why": "ok"},
+        "details": {"state": "approved", "why": "ok", "value_krw": "95000000"},
     }
 
 

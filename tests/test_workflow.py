@@ -464,6 +464,7 @@ def test_a_card_goes_to_the_approvals_channel_and_who_asked_is_told_where(story:
     assert story.details(request_id, "card.posted") == {
         "ts": "1.000",
         "permalink": "https://playground.slack.com/archives/C0DESK/p1000",
+        "value_krw": "95000000",
     }
 
 
