@@ -244,7 +244,7 @@ class _Search:
         over = None if wanted.over_krw is None else value_class(wanted.over_krw)
         sure: list[str] = []
         unsure: list[str] = []
-        for kind in self._there_are():
+        for kind in self._there_may_be():
             action, outcome, *reason, worth = kind.split(SEPARATOR)
             fits = all(
                 each in {None, word}
@@ -262,12 +262,19 @@ class _Search:
                 unsure.append(kind)
         return sure, unsure
 
-    def _there_are(self) -> list[str]:
-        """The kinds that occur, of this actor or on this market; at most of this action."""
+    def _there_may_be(self) -> list[str]:
+        kinds = self._there_are(self._fixed())
+        if self._wanted.market is None or self._wanted.actor is None:
+            return kinds
+        # Where only others do something, every event of it would be read in vain.
+        of_actor = set(self._there_are([(_EVENT.actor, self._wanted.actor)]))
+        return [kind for kind in kinds if kind in of_actor]
+
+    def _there_are(self, fixed: Sequence[tuple[ColumnElement[Any], Any]]) -> list[str]:
+        """The kinds that occur, where these columns have these values; at most of this action."""
         first, end = "", UNKNOWN_CLASS * 2
         if self._wanted.action is not None:
             first, end = self._wanted.action + SEPARATOR, self._wanted.action + BEHIND_SEPARATOR
-        fixed = self._fixed()
         kinds = select(self._next_kind(fixed, literal(first, Text), end).label("kind")).cte("kinds", recursive=True)
         following = select(self._next_kind(fixed, kinds.c.kind, end, kinds)).select_from(kinds)
         following = following.where(kinds.c.kind.is_not(None))
@@ -289,7 +296,7 @@ class _Search:
     ) -> ColumnElement[Any]:
         columns, values = [column for column, _ in fixed], [value for _, value in fixed]
         if self._is_sqlite:
-            within = and_(*(column == value for column, value in fixed), _KIND.between(after, end), after != _KIND)
+            within = and_(*(column == value for column, value in fixed), after < _KIND, end > _KIND)
         else:
             place = tuple_(*columns, _KIND)
             within = and_(place > tuple_(*values, after), place < tuple_(*values, end), *_is_in_index(columns))
