@@ -546,6 +546,7 @@ def test_nothing_but_looks_and_the_cancel_of_one_order_ever_leaves(exchange: Exc
         "get_open_orders",
         "get_canceled_orders",
         "cancel_order",
+        "cancel_call",
         "hold_s",
         "banned_s",
         "health",

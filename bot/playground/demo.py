@@ -401,7 +401,8 @@ class _Conversation:
         opened, recorded = ["request.created", "request.opened"], ["approval.recorded", "request.approved"]
         approved = [*opened, "request.approved", *ended]
         denied = [*opened, "request.denied", "summary.posted"]
-        self._check("the audit has the refused command", told[:1] == [(None, "command.refused")])
+        self._check("the audit has the start of the bot", told[:1] == [(None, "bot.started")])
+        self._check("the audit has the refused command", told[1:2] == [(None, "command.refused")])
         stories = {
             1: approved,
             2: denied,
