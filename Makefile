@@ -17,7 +17,7 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_SYSTEM_CERTS := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sim faults mutants bench-audit check lock clean
+.PHONY: help setup demo test sim faults mutants bench bench-audit check lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ faults: $(VENV) ## Play every experiment with faults, SCALE times as large, with
 
 mutants: $(VENV) ## Plant bugs, one at a time, and show that the tests notice
 	@$(BIN)/python tests/faults/mutants.py
+
+bench: $(VENV) ## Measure the bot beside baselines, and print how each figure compares
+	@$(UV) sync --quiet --frozen --inexact --all-extras --group bench --python .tools/bin/python
+	@$(BIN)/python bench/main.py
 
 bench-audit: $(VENV) ## Measure the audit's commands on N events in SQLite and PostgreSQL
 	@$(BIN)/python bench/audit_bulk.py $(N)

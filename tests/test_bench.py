@@ -1,8 +1,10 @@
 """The benchmarks' made-up stories are as sound as real ones, so that what is measured on them means something."""
 
+import main as bench
 import pytest
 from builders import rows
 from fill import fill
+from table import Row, at_least, at_most, markdown
 
 from bot.database.engine import Database
 from bot.database.store import SqlStore
@@ -44,3 +46,20 @@ def test_made_up_verdicts_are_witness_of_their_events(filled: Database) -> None:
     witnesses = [each.witness for each in requests if each.witness is not None]
     assert len(witnesses) == sum(each.state in VERDICT_STATES for each in requests) > 10
     assert verify(filled, witnesses).witnesses == len(witnesses)
+
+
+def test_every_figure_can_be_produced(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each one raises where the work that it measures was not really done; how fast it was says nothing here."""
+    bench.main(["--quick"])
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) > 20
+    assert all(line.count("|") == told[0].count("|") for line in told)
+
+
+def test_a_figure_is_judged_by_what_it_must_be_and_by_the_aim() -> None:
+    """A table that called a missed figure met would be worse than none."""
+    assert [at_most(value, must=2, aim=1) for value in (3, 2, 1)] == ["missed", "met", "met + aim"]
+    assert [at_least(value, must=1, aim=2) for value in (0.5, 1, 2)] == ["missed", "met", "met + aim"]
+    assert (
+        markdown([Row(name="a click", met="missed")])[2].split() == "| a click | - | - | - | - | - | missed |".split()
+    )
