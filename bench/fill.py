@@ -286,7 +286,7 @@ class _Story:
             call |= {"status": status, "body": canonical(self._order), "remaining_req": "group=order; min=99; sec=7"}
         return call
 
-    def _event(  # noqa: PLR0913 - one event has that many facts
+    def _event(
         self,
         action: Action,
         *,

@@ -43,7 +43,7 @@ from bot.upbit.client import UpbitClient
 from bot.upbit.quotation import QuotationClient
 from bot.web.door import SLACK_PATH, Door, Readiness
 from bot.web.server import serve
-from bot.worker import Crew, Job, Worker
+from bot.worker import Attention, Crew, Job, Worker
 from bot.workflow import CancelWorkflow, NoGroups
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ LEAST_WAIT_S: Final = 0.5
 RETRY_SLACK_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 EXCHANGE_LANE: Final = "exchange"
+READING_LANE: Final = "reading"  # of the order of a new request
 SLACK_LANE: Final = "slack"
 NOTICE_LANE: Final = "notice"
 REFRESH_LANE: Final = "refresh"
@@ -162,6 +163,7 @@ class Bot:
             health=self._health,
         )
         self._stopping = threading.Event()
+        self._attention = Attention()
         self._checkpointing = build_checkpointing(settings, self._database, self._notifier, rest=self._rest_of_walk)
         self._exporting = Exporting(
             store=SqlExports(self._database),
@@ -173,20 +175,27 @@ class Bot:
         )
         self._worker = Worker(
             crews=(
-                Crew(lanes={EXCHANGE_LANE: self._workflow.advance}, threads=EXCHANGE_THREADS),
+                # What was decided goes to the exchange at once, whoever waits for an answer.
+                Crew(
+                    lanes={EXCHANGE_LANE: self._workflow.advance, READING_LANE: self._workflow.advance},
+                    threads=EXCHANGE_THREADS,
+                    patient=frozenset({READING_LANE}),
+                ),
                 Crew(
                     lanes={SLACK_LANE: self._workflow.show, NOTICE_LANE: self._workflow.deliver},
                     threads=SLACK_THREADS,
+                    patient=frozenset({SLACK_LANE, NOTICE_LANE}),
                 ),
                 # Threads of their own: many pending requests must not stand before a cancel, nor must forms that wait
                 # for Upbit, nor pages that people look at now and then.
-                Crew(lanes={REFRESH_LANE: self._refresh}, threads=1),
+                Crew(lanes={REFRESH_LANE: self._refresh}, threads=1, patient=frozenset({REFRESH_LANE})),
                 Crew(lanes={FORM_LANE: self._choosing.fill}, threads=FORM_THREADS),
-                Crew(lanes={HOME_LANE: self._homes.work}, threads=1),
+                Crew(lanes={HOME_LANE: self._homes.work}, threads=1, patient=frozenset({HOME_LANE})),
                 *self._checkpoint_crew(),
                 Crew(lanes={EXPORT_LANE: self._exporting.work}, threads=1),
             ),
             find_due=self._find_due,
+            attention=self._attention,
         )
         self._refresh_rests_until = 0.0
         self._identity: Identity | None = None
@@ -218,11 +227,11 @@ class Bot:
         self._quotations.close()
         self._database.close()
 
-    def nudge(self, request_id: int | None = None) -> None:
+    def nudge(self, request_id: int | None = None, *, is_new: bool = False) -> None:
         if request_id is None:
             self._worker.nudge()
         else:
-            self._worker.nudge(Job(EXCHANGE_LANE, request_id))
+            self._worker.nudge(Job(READING_LANE if is_new else EXCHANGE_LANE, request_id))
 
     def fill(self, number: int) -> None:
         self._worker.nudge(Job(FORM_LANE, number))
@@ -335,6 +344,7 @@ class Bot:
             max_open_requests=settings.max_open_requests_per_person,
             channels=settings.channels,
             approvals_channel=settings.approvals_channel,
+            attention=self._attention.paid,
         )
         app = listeners.bolt_app(bot_token=settings.slack_bot_token.get_secret_value(), signing_secret=secret)
         if settings.socket_mode:

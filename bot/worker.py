@@ -3,6 +3,9 @@
 One loop asks the database what is due, every second and whenever it is nudged, and hands the ids to threads. The
 threads call the workflow, whose leases see to it that nobody works twice; so a job that is queued twice, or on two
 replicas, does no harm. Waits shorter than the loop's interval are kept here as timers.
+
+Python computes in one thread at a time, so whatever runs here makes people wait who wait for an answer. Lanes that are
+patient let them go first, for a moment.
 """
 
 import heapq
@@ -11,7 +14,8 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -24,6 +28,11 @@ MAX_QUEUED: Final = 1000
 """Jobs waiting in one lane; what does not fit is found again by the loop."""
 MAX_SHARE_OF_ASKING: Final = 0.2
 """Of the loop's time, what asking the database may take, however often it is nudged."""
+PATIENCE_S: Final = 0.5
+"""A patient job waits no longer than this, however many people come after each other."""
+QUIET_S: Final = 0.03
+"""So long after the last answer nobody else must have come: who waits for an answer often comes with others."""
+LOOK_FOR_PEOPLE_EVERY_S: Final = 0.01
 STALE_AFTER_S: Final = 10.0
 """A loop that has not come round for so long is not alive."""
 
@@ -33,12 +42,38 @@ class Job(NamedTuple):
     id: int
 
 
+class Attention:
+    """Counts the people who wait for an answer just now; true while there is one, and a moment longer."""
+
+    def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._people = 0
+        self._lasts_until = float("-inf")
+
+    def __bool__(self) -> bool:
+        return self._people > 0 or self._monotonic() < self._lasts_until
+
+    @contextmanager
+    def paid(self) -> Iterator[None]:
+        """To one more of them, for the length of the block."""
+        with self._lock:
+            self._people += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._people -= 1
+                self._lasts_until = self._monotonic() + QUIET_S
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Crew:
     """The threads of some lanes: what they run, and how many they are. Lanes share a crew that share a neighbour."""
 
     lanes: Mapping[str, Callable[[int], float | None]]
     threads: int
+    patient: frozenset[str] = frozenset()  #: those of the lanes that let people go first
 
 
 class Worker:
@@ -49,6 +84,7 @@ class Worker:
         *,
         crews: Iterable[Crew],
         find_due: Callable[[int], Iterable[Job]],
+        attention: Attention | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._crews = tuple(crews)
@@ -59,6 +95,10 @@ class Worker:
         self._changed = threading.Condition()
         self._waiting: set[Job] = set()
         self._timers: list[tuple[float, Job]] = []
+        self._attention = Attention() if attention is None else attention
+        self._patient = frozenset(lane for crew in self._crews for lane in crew.patient)
+        self._parked: dict[Job, float] = {}  # until when; the first one is the first to go
+        self._let_pass: set[Job] = set()
         self._nudged = False
         self._stopping = False
         self._came_round_at = monotonic()
@@ -109,7 +149,7 @@ class Worker:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _enqueue(self, job: Job) -> None:
-        if job in self._waiting or self._stopping:
+        if job in self._waiting or job in self._parked or self._stopping:
             return
         try:
             self._queues[job.lane].put_nowait(job)
@@ -153,20 +193,49 @@ class Worker:
             now = self._monotonic()
             while self._timers and self._timers[0][0] <= now:
                 self._enqueue(heapq.heappop(self._timers)[1])
-            ends_at = rest_ends_at if self._nudged else round_ends_at
+            self._unpark(now)
+            # Asking the database gives way to people as well.
+            is_in_the_way = self._nudged and bool(self._attention)
+            ends_at = rest_ends_at if self._nudged and not is_in_the_way else round_ends_at
             if now >= ends_at:
                 break
             next_at = min(ends_at, self._timers[0][0] if self._timers else ends_at)
+            if self._parked or is_in_the_way:
+                next_at = min(next_at, now + LOOK_FOR_PEOPLE_EVERY_S)
             self._changed.wait(max(0.0, next_at - now))
         self._nudged = False
+
+    def _park(self, job: Job) -> bool:
+        """Whether the job waits, since people do; once it has waited for as long as it may, it goes."""
+        if job in self._let_pass:
+            self._let_pass.discard(job)
+            return False
+        if job.lane not in self._patient or not self._attention or len(self._parked) >= MAX_QUEUED:
+            return False
+        self._parked[job] = self._monotonic() + PATIENCE_S
+        self._changed.notify_all()
+        return True
+
+    def _unpark(self, now: float) -> None:
+        while self._parked:
+            job, until = next(iter(self._parked.items()))
+            if self._attention and until > now:
+                return
+            del self._parked[job]
+            self._let_pass.add(job)
+            self._enqueue(job)
+            if job not in self._waiting:  # the lane is full: the loop finds it again
+                self._let_pass.discard(job)
 
     def _work(self, jobs: "queue.Queue[Job | None]") -> None:
         while (job := jobs.get()) is not None:
             with self._changed:
                 self._waiting.discard(job)
+                is_parked = self._park(job)
             if self._stopping:
                 return
-            self._do(job)
+            if not is_parked:
+                self._do(job)
 
     def _do(self, job: Job) -> None:
         # After an error there is no nudge, so that nothing spins: the loop's next round finds the job again.

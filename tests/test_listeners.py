@@ -344,7 +344,7 @@ class Afterwards:
     def fill(self, number: int) -> None:
         self.filling.append(number)
 
-    def nudge(self, request_id: int | None = None) -> None:
+    def nudge(self, request_id: int | None = None, *, is_new: bool = False) -> None:
         self.nudged.append(request_id)
 
     def tell_now(self, response_url: str, text: str) -> None:

@@ -343,7 +343,7 @@ class CancelingExchange(OpenExchange):
 class Unhurried:
     """Afterwards: the test itself does what is due."""
 
-    def nudge(self, request_id: int | None = None) -> None:
+    def nudge(self, request_id: int | None = None, *, is_new: bool = False) -> None:
         pass
 
     def fill(self, number: int) -> None:

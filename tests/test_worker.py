@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import pytest
 
 from bot.domain.errors import NothingDone
-from bot.worker import INTERVAL_S, MAX_QUEUED, STALE_AFTER_S, Crew, Job, Worker
+from bot.worker import INTERVAL_S, MAX_QUEUED, PATIENCE_S, QUIET_S, STALE_AFTER_S, Attention, Crew, Job, Worker
 
 SOON_S = 5.0
 """Long enough that only a fault makes a wait run out."""
@@ -409,6 +409,60 @@ def test_lanes_of_one_crew_share_its_threads(works: Works) -> None:
     gate.opened.set()
     lines.wait_for(1)
     assert worker.stop(timeout_s=SOON_S)
+
+
+# Who goes first
+
+
+def patient_worker(cards: Steps, cancels: Steps, attention: Attention, clock: Clock) -> Worker:
+    crew = Crew(lanes={"card": cards, "cancel": cancels}, threads=1, patient=frozenset({"card"}))
+    worker = Worker(crews=[crew], find_due=Due(), attention=attention, monotonic=clock)
+    worker.start()
+    return worker
+
+
+def test_who_waits_for_an_answer_goes_before_a_card_and_after_a_cancel() -> None:
+    """Answers come sooner when nothing else computes; what was decided must not wait for them."""
+    cards, cancels, clock = Steps(), Steps(), Clock()
+    attention = Attention(monotonic=clock)
+    worker = patient_worker(cards, cancels, attention, clock)
+
+    with attention.paid():
+        worker.nudge(Job("card", 1))
+        worker.nudge(Job("cancel", 1))
+        cancels.wait_for(1)
+        assert cards.runs.total() == 0
+    clock.now += QUIET_S
+    cards.wait_for(1)
+
+    assert worker.stop(timeout_s=SOON_S)
+
+
+def test_a_card_does_not_wait_for_ever_for_people_who_come_after_each_other() -> None:
+    """On a busy day somebody always waits for an answer."""
+    cards, cancels, clock = Steps(), Steps(), Clock()
+    attention = Attention(monotonic=clock)
+    worker = patient_worker(cards, cancels, attention, clock)
+
+    with attention.paid():
+        worker.nudge(Job("card", 1), Job("cancel", 1))
+        cancels.wait_for(1)
+        clock.now += PATIENCE_S
+        cards.wait_for(1)
+
+    assert worker.stop(timeout_s=SOON_S)
+
+
+def test_attention_lasts_a_moment_longer_than_the_answer() -> None:
+    """Who works through a list types the next command when the last one is answered."""
+    clock = Clock()
+    attention = Attention(monotonic=clock)
+    assert not attention
+    with attention.paid(), attention.paid():
+        assert attention
+    assert attention
+    clock.now += QUIET_S
+    assert not attention
 
 
 # Whether it lives

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from bot.database.schema import audit_events, audit_head
 from bot.domain.audit import Action, AuditEvent, Reason, canonical, chain_hash, columns, timestamp
@@ -19,6 +19,14 @@ from bot.domain.audit import Action, AuditEvent, Reason, canonical, chain_hash, 
 _LOCK_HEAD: Final = select(audit_head).with_for_update()
 _APPEND: Final = insert(audit_events)
 _WRITE_HEAD: Final = update(audit_head)
+_REFUSAL: Final = (
+    select(audit_events.c.details)
+    .where(
+        audit_events.c.trigger_id == bindparam("trigger_id"),
+        audit_events.c.action.in_([Action.COMMAND_REFUSED.value, Action.APPROVAL_REFUSED.value]),
+    )
+    .limit(1)
+)
 
 
 class Chain:
@@ -76,10 +84,5 @@ class Chain:
 
     def refusal_of_trigger(self, trigger_id: str) -> Reason | None:
         """Why the command or the form of this delivery was refused before, if it was."""
-        refused = [Action.COMMAND_REFUSED.value, Action.APPROVAL_REFUSED.value]
-        details = self._connection.execute(
-            select(audit_events.c.details)
-            .where(audit_events.c.trigger_id == trigger_id, audit_events.c.action.in_(refused))
-            .limit(1)
-        ).scalar_one_or_none()
+        details = self._connection.execute(_REFUSAL, {"trigger_id": trigger_id}).scalar_one_or_none()
         return None if details is None else Reason(json.loads(details)["reason"])

@@ -13,7 +13,6 @@ from sqlalchemy import (
     RowMapping,
     Select,
     Table,
-    Update,
     and_,
     bindparam,
     case,
@@ -30,11 +29,10 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from bot.database.chain import Chain
 from bot.database.engine import Database
-from bot.database.schema import UtcTime, audit_head, cancel_requests, decisions, not_over_sql, notices
+from bot.database.schema import UtcTime, audit_head, cancel_requests, decisions, not_over_sql, notices, open_states_sql
 from bot.domain.audit import SYSTEM, Action, Actor, AuditEvent, Json, Outcome, Reason
 from bot.domain.cancel_request import (
     ENDED_STATES,
-    OPEN_STATES,
     TRANSITIONS,
     VERDICT_STATES,
     CanceledBy,
@@ -175,9 +173,7 @@ class SqlStore:
         with self._database.write() as connection:
             now = self._database.now(connection)
             row = connection.execute(
-                select(table.c.revision, table.c.state, table.c.expires_at)
-                .where(table.c.id == lease.request_id, table.c[names.fence] == lease.fence)
-                .with_for_update()
+                _LEASED[lease.lane], {"request_id": lease.request_id, "kept_fence": lease.fence}
             ).one_or_none()
             if row is None:
                 if lease.lane is Lane.SLACK:
@@ -193,11 +189,11 @@ class SqlStore:
             values: dict[str, Any] = {
                 names.leased_until: None,
                 names.due: due,
-                names.attempts: 0 if due_in_s is None else table.c[names.attempts] + 1,
+                names.attempts: 0 if due_in_s is None else row.attempts + 1,
             }
             if lease.lane is Lane.SLACK and due_in_s is None:
                 values["card_shown_revision"] = seen_revision
-            connection.execute(update(table).where(table.c.id == lease.request_id).values(values))
+            connection.execute(_BY_ID, {**values, "request_id": lease.request_id})
         return due_in_s
 
     def take_refresh(self, *, limit: int, again_in_s: float) -> tuple[Watched, ...]:
@@ -257,7 +253,7 @@ class SqlStore:
             if row is None:
                 return None
             if row.not_after <= now:
-                connection.execute(_end_notice(notice_id, given_up=True, at=None))
+                connection.execute(_END_NOTICE, {"notice_id": notice_id, "given_up": True, "sent_at": None})
                 return None
             request = _select_request(connection, row.request_id) if row.request_id is not None else None
             usable_until = row.created_at + RESPONSE_URL_LIFETIME
@@ -278,13 +274,13 @@ class SqlStore:
     def finish_notice(self, notice: Notice, *, given_up: bool) -> None:
         with self._database.write() as connection:
             at = None if given_up else self._database.now(connection)
-            connection.execute(_end_notice(notice.id, given_up=given_up, at=at))
+            connection.execute(_END_NOTICE, {"notice_id": notice.id, "given_up": given_up, "sent_at": at})
 
     def finish_before(self, notice: Notice) -> bool:
         with self._database.write() as connection:
-            ended = _end_notice(notice.id, given_up=False, at=self._database.now(connection))
-            owned = and_(notices.c.fence == notice.fence, notices.c.next_attempt_at.is_not(None))
-            return connection.execute(ended.where(owned)).rowcount == 1
+            ends = {"notice_id": notice.id, "kept_fence": notice.fence, "given_up": False}
+            ended = connection.execute(_END_OWN_NOTICE, {**ends, "sent_at": self._database.now(connection)})
+            return ended.rowcount == 1
 
     def postpone_notice(self, notice: Notice, *, due_in_s: float) -> None:
         with self._database.write() as connection:
@@ -375,41 +371,31 @@ class SqlTransaction:
         return self._chain.refusal_of_trigger(trigger_id)
 
     def open_request_of_order(self, order_uuid: str) -> CancelRequest | None:
-        found = self._connection.execute(
-            select(cancel_requests.c.id).where(cancel_requests.c.order_uuid == order_uuid, _is_open())
-        ).scalar_one_or_none()
+        found = self._connection.execute(_OPEN_OF_ORDER, {"order_uuid": order_uuid}).scalar_one_or_none()
         return None if found is None else _select_request(self._connection, found)
 
     def count_open_requests_of(self, requester_id: str) -> int:
-        return self._connection.execute(
-            select(func.count())
-            .select_from(cancel_requests)
-            .where(cancel_requests.c.requester_id == requester_id, _is_open())
-        ).scalar_one()
+        return self._connection.execute(_COUNT_OPEN_OF, {"requester_id": requester_id}).scalar_one()
 
     def create(self, command: Command, *, approvals_channel_id: str | None = None) -> CancelRequest:
         assert command.order_uuid is not None
         _, state = TRANSITIONS[Action.REQUEST_CREATED]
-        request_id = self._connection.execute(
-            insert(cancel_requests)
-            .values(
-                order_uuid=command.order_uuid,
-                state=state.value,
-                requester_id=command.requester.id,
-                requester_name=command.requester.name,
-                reason=command.reason,
-                team_id=command.team_id,
-                channel_id=command.channel_id,
-                approvals_channel_id=approvals_channel_id,
-                in_private=command.in_private,
-                trigger_id=command.trigger_id,
-                response_url=command.response_url,
-                created_at=self.now,
-                next_attempt_at=self.now,
-            )
-            .returning(cancel_requests.c.id)
-        ).scalar_one()
-        self._request = request = self._reread(request_id)
+        values = {
+            "order_uuid": command.order_uuid,
+            "state": state.value,
+            "requester_id": command.requester.id,
+            "requester_name": command.requester.name,
+            "reason": command.reason,
+            "team_id": command.team_id,
+            "channel_id": command.channel_id,
+            "approvals_channel_id": approvals_channel_id,
+            "in_private": command.in_private,
+            "trigger_id": command.trigger_id,
+            "response_url": command.response_url,
+            "created_at": self.now,
+            "next_attempt_at": self.now,
+        }
+        self._request = request = _from_row(self._connection.execute(_CREATE, values).mappings().one(), ())
         self._append(
             Action.REQUEST_CREATED,
             request,
@@ -436,13 +422,12 @@ class SqlTransaction:
     ) -> CancelRequest:
         request = self._present()
         target = request.after(action)
-        sources, _ = TRANSITIONS[action]
         values = {**changes, "state": target.value, "card_next_attempt_at": self.now, "card_attempts": 0}
         if target in ENDED_STATES:
             values["next_attempt_at"] = None
         elif due_in_s is not None:
             values["next_attempt_at"] = self.now + timedelta(seconds=due_in_s)
-        moved = self._update(values, cancel_requests.c.state.in_([source.value for source in sources]))
+        moved = self._update(_MOVES[action], values)
         facts: dict[str, Json] = {"state": target.value, **(details or {})}
         self._append(
             action,
@@ -506,45 +491,41 @@ class SqlTransaction:
 
     def decide(self, kind: DecisionKind, actor: Actor, *, reason: str = "") -> None:
         request = self._present()
-        self._connection.execute(
-            insert(decisions).values(
-                request_id=request.id,
-                kind=kind.value,
-                actor_id=actor.id,
-                actor_name=actor.name,
-                actor_team=actor.team_id,
-                decided_at=self.now,
-                reason=reason,
-            )
-        )
+        values = {
+            "request_id": request.id,
+            "kind": kind.value,
+            "actor_id": actor.id,
+            "actor_name": actor.name,
+            "actor_team": actor.team_id,
+            "decided_at": self.now,
+            "reason": reason,
+        }
+        self._connection.execute(_DECIDE, values)
         self._request = self._reread(request.id)
 
     def change(self, *, redraw: bool = False, **changes: Any) -> None:
-        request = self._present()
         if redraw:
-            self._update({**changes, "card_next_attempt_at": self.now})
-            return
-        self._execute(update(cancel_requests).where(*self._guard()).values(_to_sql(changes)))
-        self._request = self._reread(request.id)
+            self._update(_REVISED, {**changes, "card_next_attempt_at": self.now})
+        else:
+            self._update(_GUARDED, changes)
 
     def tell(self, notice: Notice) -> None:
         request_id = self._request.id if self._request is not None else None
         if notice.kind in TOLD_ONCE and self._is_told(request_id, notice.kind):
             return
-        self._connection.execute(
-            insert(notices).values(
-                request_id=request_id,
-                kind=notice.kind.value,
-                reason=notice.reason.value if notice.reason is not None else None,
-                user_id=notice.user_id,
-                channel_id=notice.channel_id,
-                message_ts=notice.message_ts,
-                response_url=notice.response_url,
-                created_at=self.now,
-                not_after=notice.not_after or self.now + NOTICE_LIFETIME[notice.kind],
-                next_attempt_at=self.now,
-            )
-        )
+        values = {
+            "request_id": request_id,
+            "kind": notice.kind.value,
+            "reason": notice.reason.value if notice.reason is not None else None,
+            "user_id": notice.user_id,
+            "channel_id": notice.channel_id,
+            "message_ts": notice.message_ts,
+            "response_url": notice.response_url,
+            "created_at": self.now,
+            "not_after": notice.not_after or self.now + NOTICE_LIFETIME[notice.kind],
+            "next_attempt_at": self.now,
+        }
+        self._connection.execute(_TELL, values)
 
     def _is_told(self, request_id: int | None, kind: NoticeKind) -> bool:
         told = self._connection.execute(
@@ -586,19 +567,15 @@ class SqlTransaction:
         assert self._request is not None, "this transaction locked no request"
         return self._request
 
-    def _guard(self) -> list[ColumnElement[bool]]:
+    def _update(self, statement: ReturningUpdate[Any], changes: Mapping[str, Any]) -> CancelRequest:
+        """Write the changes by a statement that is guarded; raises Overtaken where the guard holds no more."""
         request = self._present()
-        return [cancel_requests.c.id == request.id, cancel_requests.c.revision == request.revision]
-
-    def _update(self, changes: dict[str, Any], *conditions: ColumnElement[bool]) -> CancelRequest:
-        values = {**_to_sql(changes), "revision": cancel_requests.c.revision + 1}
-        self._execute(update(cancel_requests).where(*self._guard(), *conditions).values(values))
-        self._request = request = self._reread(self._present().id)
-        return request
-
-    def _execute(self, statement: Update) -> None:
-        if self._connection.execute(statement).rowcount != 1:
-            raise Overtaken(f"request {self._present().id} has moved on")
+        guarded = {"guarded_id": request.id, "guarded_revision": request.revision}
+        row = self._connection.execute(statement, {**_to_sql(changes), **guarded}).mappings().one_or_none()
+        if row is None:
+            raise Overtaken(f"request {request.id} has moved on")
+        self._request = _from_row(row, request.decisions)
+        return self._request
 
     def _reread(self, request_id: int) -> CancelRequest:
         request = _select_request(self._connection, request_id)
@@ -612,12 +589,37 @@ def _worth(request: CancelRequest) -> dict[str, Json]:
     return {} if value is None else {"value_krw": value}
 
 
+# Statements that run all the time are built once: building one takes longer than running it.
+
+
 def _is_open() -> ColumnElement[bool]:
     # Literals, not parameters: only then does SQLite see that the partial index fits.
-    return cancel_requests.c.state.in_(sorted(state.value for state in OPEN_STATES))
+    return text(open_states_sql())  # type: ignore[return-value]
 
 
-# Statements that run all the time are built once: building one takes longer than running it.
+_OF_TRIGGER: Final = select(cancel_requests.c.id).where(cancel_requests.c.trigger_id == bindparam("trigger_id"))
+_OPEN_OF_ORDER: Final = select(cancel_requests.c.id).where(
+    cancel_requests.c.order_uuid == bindparam("order_uuid"), _is_open()
+)
+_COUNT_OPEN_OF: Final = (
+    select(func.count())
+    .select_from(cancel_requests)
+    .where(cancel_requests.c.requester_id == bindparam("requester_id"), _is_open())
+)
+_CREATE: Final = insert(cancel_requests).returning(*cancel_requests.c)
+_DECIDE: Final = insert(decisions)
+_TELL: Final = insert(notices)
+_GUARDED: Final = (
+    update(cancel_requests)
+    .where(cancel_requests.c.id == bindparam("guarded_id"), cancel_requests.c.revision == bindparam("guarded_revision"))
+    .returning(*cancel_requests.c)
+)
+"""The values come with the execution, and make a statement of their own that is compiled once."""
+_REVISED: Final = _GUARDED.values(revision=cancel_requests.c.revision + 1)
+_MOVES: Final = {
+    action: _REVISED.where(cancel_requests.c.state.in_([source.value for source in sources]))
+    for action, (sources, _) in TRANSITIONS.items()
+}
 
 
 def _is_due(table: Table, names: _LaneColumns, due_by: str) -> ColumnElement[bool]:
@@ -638,6 +640,16 @@ def _take_lease(names: _LaneColumns) -> ReturningUpdate[int]:
     )
 
 
+def _leased(names: _LaneColumns) -> Select[Any]:
+    """What giving a lease back must know, while it is still ours: the row stays locked."""
+    table = cancel_requests
+    attempts = table.c[names.attempts].label("attempts")
+    is_ours = and_(table.c.id == bindparam("request_id"), table.c[names.fence] == bindparam("kept_fence"))
+    return select(table.c.revision, table.c.state, table.c.expires_at, attempts).where(is_ours).with_for_update()
+
+
+_BY_ID: Final = update(cancel_requests).where(cancel_requests.c.id == bindparam("request_id"))
+_LEASED: Final = {lane: _leased(names) for lane, names in _LANES.items()}
 _TAKE_LEASE: Final = {lane: _take_lease(names) for lane, names in _LANES.items()}
 _TAKE_NOTICE: Final = (
     update(notices)
@@ -694,19 +706,19 @@ _REFRESH_DUE: Final = (
 )
 
 
-def _end_notice(notice_id: int, *, given_up: bool, at: datetime | None) -> Update:
-    """The response_url is a key to the person's screen: it goes with the notice."""
-    return (
-        update(notices)
-        .where(notices.c.id == notice_id)
-        .values(sent_at=at, given_up=given_up, next_attempt_at=None, leased_until=None, response_url=None)
-    )
+_END_NOTICE: Final = (
+    update(notices)
+    .where(notices.c.id == bindparam("notice_id"))
+    .values(next_attempt_at=None, leased_until=None, response_url=None)
+)
+"""With `sent_at` and `given_up`. The response_url is a key to the person's screen: it goes with the notice."""
+_END_OWN_NOTICE: Final = _END_NOTICE.where(
+    notices.c.fence == bindparam("kept_fence"), notices.c.next_attempt_at.is_not(None)
+)
 
 
 def _request_of_trigger(connection: Connection, trigger_id: str) -> int | None:
-    return connection.execute(
-        select(cancel_requests.c.id).where(cancel_requests.c.trigger_id == trigger_id)
-    ).scalar_one_or_none()
+    return connection.execute(_OF_TRIGGER, {"trigger_id": trigger_id}).scalar_one_or_none()
 
 
 _REQUEST: Final = select(cancel_requests).where(cancel_requests.c.id == bindparam("request_id"))

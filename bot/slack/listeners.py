@@ -8,6 +8,7 @@ import re
 import time
 import unicodedata
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, Final, Protocol
@@ -59,8 +60,8 @@ MAX_EXTERNAL_ID_CHARS: Final = 255
 class Afterwards(Protocol):
     """What happens after the ack, elsewhere."""
 
-    def nudge(self, request_id: int | None = None) -> None:
-        """Something is due."""
+    def nudge(self, request_id: int | None = None, *, is_new: bool = False) -> None:
+        """Something is due; with a new request nothing has been decided yet."""
         ...
 
     def fill(self, number: int) -> None:
@@ -123,6 +124,7 @@ class Listeners:
     max_open_requests: int
     channels: frozenset[str] = frozenset()  #: where `/cancel` may be typed; empty = anywhere
     approvals_channel: str = ""  #: where all cards go; empty = where `/cancel` was typed
+    attention: Callable[[], AbstractContextManager[None]] = nullcontext  #: is paid to a person who waits
     monotonic: Callable[[], float] = time.monotonic
 
     def bolt_app(self, *, bot_token: str, signing_secret: str | None) -> App:
@@ -152,7 +154,8 @@ class Listeners:
         return app
 
     def on_command(self, ack: Ack, body: dict[str, Any]) -> None:
-        said = self._answer(body)
+        with self.attention():
+            said = self._answer(body)
         ack(text=said, response_type="ephemeral") if said else ack()
 
     def _answer(self, body: Mapping[str, Any]) -> str:
@@ -181,7 +184,7 @@ class Listeners:
             log.error("command not recorded: %s", error)  # noqa: TRY400
             return messages.nothing_was_done()
         if answer.request_id is not None:
-            self.afterwards.nudge(answer.request_id)
+            self.afterwards.nudge(answer.request_id, is_new=True)
             return messages.recorded(answer.request_id)
         return self._refused(answer, _text(body, "text"), identity)
 
@@ -263,6 +266,10 @@ class Listeners:
 
     def on_click(self, ack: Ack, body: dict[str, Any]) -> BoltResponse | None:
         """Acknowledges what is written down. Otherwise Slack shows the person that the click failed, too."""
+        with self.attention():
+            return self._answer_click(ack, body)
+
+    def _answer_click(self, ack: Ack, body: dict[str, Any]) -> BoltResponse | None:
         click = parse_click(body)
         form = FORMS.get(_text(_first_action(body), "action_id"))
         try:
@@ -292,7 +299,8 @@ class Listeners:
     def on_submission(self, ack: Ack, body: dict[str, Any]) -> None:
         """A form was submitted; the answer closes it, says in it what is wrong, or takes its place."""
         submission = parse_submission(body)
-        answer = self._read_form(submission)
+        with self.attention():
+            answer = self._read_form(submission)
         ack(answer) if answer else ack()
 
     def _read_form(self, submission: Submission) -> dict[str, Any]:
@@ -335,7 +343,7 @@ class Listeners:
             log.error("command not recorded: %s", error)  # noqa: TRY400
             return views.replace_with(views.told(messages.nothing_was_done()))
         if answer.request_id is not None:
-            self.afterwards.nudge(answer.request_id)
+            self.afterwards.nudge(answer.request_id, is_new=True)
             told = messages.recorded_from_form(answer.request_id, self.approvals_channel or command.channel_id)
             return views.replace_with(views.told(told, title="Recorded"))
         if answer.refusal is Reason.NOT_A_UUID and views.ORDER_BLOCK not in submission.values:
@@ -497,6 +505,8 @@ def parse_request_id(value: str) -> int | None:
 
 def clean(text: str) -> str:
     """Text as every database takes it: no NUL, no lone surrogate; other controls become spaces."""
+    if text.isprintable():
+        return text.strip()
     return "".join(_clean_char(char) for char in text).strip()
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +20,9 @@ GRACEFUL_TIMEOUT_S: Final = 10
 """From SIGTERM to SIGKILL."""
 CONVERSATION_S: Final = 6.0
 """From the first byte of a request to the last one of its answer; Slack itself waits for 3 s."""
+SWITCH_EVERY_S: Final = 0.0005
+"""Python lets a thread run for 5 ms before another one may: at each of its waits, an answer would wait as long again
+behind whatever the bot's own threads are computing."""
 LOOK_AT_CONVERSATIONS_EVERY_S: Final = 0.5
 
 
@@ -95,6 +99,7 @@ class _Gunicorn(BaseApplication):
             self.cfg.set(name, value)
 
     def load(self) -> Any:
+        sys.setswitchinterval(SWITCH_EVERY_S)
         self._site = self._build()
         self._site.start()
         return self._site.wsgi

@@ -185,7 +185,7 @@ def _heard(figures: Figures) -> Iterator[None]:
 class _BotAtRest(Bot):
     """The bot as it is wired, whose worker does nothing: what is due is done by hand."""
 
-    def nudge(self, request_id: int | None = None) -> None:
+    def nudge(self, request_id: int | None = None, *, is_new: bool = False) -> None:
         pass
 
 
