@@ -17,7 +17,7 @@ import past
 import scale_out
 import start
 from stage import Sizes, Stage, stage
-from table import Row, markdown
+from table import NotDoneError, Row, markdown
 
 Room = Callable[[Stage], Iterator[Row]]
 
@@ -40,11 +40,21 @@ def main(arguments: Sequence[str]) -> int:
     rows = []
     with stage(Sizes(is_quick="--quick" in arguments)) as here:
         for name in wanted:
-            for row in ROOMS[name](here):
+            for row in _rows_of(name, here):
                 print(f"{time.monotonic() - began_at:4.0f} s  {' | '.join(row.cells)}", file=sys.stderr, flush=True)
                 rows.append(row)
     print("\n".join(markdown(rows)))
-    return 1 if any(row.met == "missed" for row in rows) else 0
+    return 1 if any(row.met.startswith("missed") for row in rows) else 0
+
+
+def _rows_of(name: str, here: Stage) -> Iterator[Row]:
+    """Where work was not done, that is the figure, and the others are measured all the same."""
+    try:
+        yield from ROOMS[name](here)
+    except (NotDoneError, OSError) as error:
+        if here.sizes.is_quick:
+            raise
+        yield Row(name=f"the rest of {name}", met=f"missed: {error}")
 
 
 if __name__ == "__main__":

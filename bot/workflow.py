@@ -325,6 +325,16 @@ class NoGroups:
         return UNREAD
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Known:
+    """What is written down already when a command comes."""
+
+    request_id: int | None = None  #: the request that this very delivery made
+    refusal: Reason | None = None  #: why this very delivery was refused
+    open_request: CancelRequest | None = None  #: of the same order
+    open_requests: int = 0  #: how many the requester has
+
+
 class Transaction(Protocol):
     """One database transaction that holds the request's row and the audit's head, and knows the time.
 
@@ -339,13 +349,13 @@ class Transaction(Protocol):
         """The request as it is now, changes of this transaction included."""
         ...
 
-    def request_of_trigger(self, trigger_id: str) -> int | None: ...
+    def refusal_of_trigger(self, trigger_id: str) -> Reason | None:
+        """Why this delivery was refused before, if it was."""
+        ...
 
-    def refusal_of_trigger(self, trigger_id: str) -> Reason | None: ...
-
-    def open_request_of_order(self, order_uuid: str) -> CancelRequest | None: ...
-
-    def count_open_requests_of(self, requester_id: str) -> int: ...
+    def known_of(self, command: Command) -> Known:
+        """What a command depends on, by one look."""
+        ...
 
     def create(self, command: Command, *, approvals_channel_id: str | None = None) -> CancelRequest:
         """Insert the request in state `requested`, due at once, and its audit event.
@@ -521,17 +531,14 @@ class CancelWorkflow:
             return CommandAnswer(request_id=request_id)
 
     def _answer(self, tx: Transaction, command: Command, *, home_team: str) -> CommandAnswer:
-        recorded = tx.request_of_trigger(command.trigger_id)
-        if recorded is not None:
-            return CommandAnswer(request_id=recorded)
-        open_request = tx.open_request_of_order(command.order_uuid) if command.order_uuid else None
-        refused_before = None if command.from_form else tx.refusal_of_trigger(command.trigger_id)
-        if refused_before is not None:
-            return CommandAnswer(refusal=refused_before, open_request=open_request)
+        known = tx.known_of(command)
+        open_request = known.open_request
+        if known.request_id is not None:
+            return CommandAnswer(request_id=known.request_id)
+        if known.refusal is not None and not command.from_form:
+            return CommandAnswer(refusal=known.refusal, open_request=open_request)
         membership = self._groups.membership()
-        refusal = self._command_refusal(
-            tx, command, home_team=home_team, order_is_taken=open_request is not None, membership=membership
-        )
+        refusal = self._command_refusal(known, command, home_team=home_team, membership=membership)
         if refusal is None:
             # Frozen here, so that another replica with other settings posts no second card.
             elsewhere = None if self._approvals_channel_id == command.channel_id else self._approvals_channel_id
@@ -542,11 +549,11 @@ class CancelWorkflow:
     def may_choose(self, command: Command, *, home_team: str) -> Reason | None:
         """Why this person gets no form to choose an order in, recorded; or None. Raises NothingDone, CommitInDoubt."""
         with self._store.transaction() as tx:
-            refused_before = tx.refusal_of_trigger(command.trigger_id)
-            if refused_before is not None:
-                return refused_before
+            known = tx.known_of(command)
+            if known.refusal is not None:
+                return known.refusal
             membership = self._groups.membership()
-            refusal = self._policy_refusal(tx, command, home_team=home_team, membership=membership)
+            refusal = self._policy_refusal(known, command, home_team=home_team, membership=membership)
             if refusal is not None:
                 self._refuse_command(tx, command, refusal, membership=membership)
             return refusal
@@ -576,9 +583,9 @@ class CancelWorkflow:
         )
 
     def _command_refusal(
-        self, tx: Transaction, command: Command, *, home_team: str, order_is_taken: bool, membership: Membership
+        self, known: Known, command: Command, *, home_team: str, membership: Membership
     ) -> Reason | None:
-        refusal = self._policy_refusal(tx, command, home_team=home_team, membership=membership)
+        refusal = self._policy_refusal(known, command, home_team=home_team, membership=membership)
         if refusal is Reason.OTHER_WORKSPACE:
             return refusal
         if command.fault is Reason.NOT_A_QUESTION:
@@ -587,16 +594,16 @@ class CancelWorkflow:
             return refusal
         if command.order_uuid is None:
             return command.fault or Reason.USAGE
-        return Reason.ORDER_HAS_OPEN_REQUEST if order_is_taken else refusal
+        return refusal if known.open_request is None else Reason.ORDER_HAS_OPEN_REQUEST
 
     def _policy_refusal(
-        self, tx: Transaction, command: Command, *, home_team: str, membership: Membership
+        self, known: Known, command: Command, *, home_team: str, membership: Membership
     ) -> Reason | None:
         return self._policy.command_refusal(
             command.requester,
             home_team=home_team,
             channel_id=command.channel_id,
-            open_requests=tx.count_open_requests_of(command.requester.id),
+            open_requests=known.open_requests,
             membership=membership,
         )
 

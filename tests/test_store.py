@@ -61,6 +61,7 @@ from bot.workflow import (
     NOTICE_LIFETIME,
     RESPONSE_URL_LIFETIME,
     CommandAnswer,
+    Known,
     Lane,
     Lease,
     Notice,
@@ -170,10 +171,10 @@ def test_an_order_has_at_most_one_open_request(store: SqlStore) -> None:
     with pytest.raises(NothingDone, match=r"(?i)unique"):
         create(store, order_uuid=first.order_uuid)
     with store.transaction() as tx:
-        assert tx.open_request_of_order(first.order_uuid) == first
-        assert tx.open_request_of_order(order_uuid()) is None
-        assert tx.count_open_requests_of(REQUESTER.id) == 1
-        assert tx.count_open_requests_of(APPROVER.id) == 0
+        known = tx.known_of(command(order_uuid=first.order_uuid))
+        assert (known.open_request, known.open_requests, known.request_id) == (first, 1, None)
+        assert tx.known_of(command(requester=APPROVER)) == Known()
+        assert tx.known_of(command(order_uuid=None, requester=APPROVER)) == Known()
 
 
 @pytest.mark.parametrize("last", [Action.OUTCOME_UNRESOLVED, Action.ORDER_CANCELED])
@@ -191,7 +192,8 @@ def test_one_delivery_makes_one_request(store: SqlStore) -> None:
         create(store, trigger_id="once")
     assert store.request_of_trigger("once") == first.id
     with store.transaction() as tx:
-        assert (tx.request_of_trigger("once"), tx.request_of_trigger("other")) == (first.id, None)
+        assert tx.known_of(command(trigger_id="once")).request_id == first.id
+        assert tx.known_of(command(trigger_id="other")).request_id is None
 
 
 def test_a_command_that_was_refused_is_remembered(store: SqlStore) -> None:
@@ -201,6 +203,7 @@ def test_a_command_that_was_refused_is_remembered(store: SqlStore) -> None:
     with store.transaction() as tx:
         assert tx.refusal_of_trigger(refused.trigger_id) is Reason.OTHER_WORKSPACE
         assert tx.refusal_of_trigger("never") is None
+        assert tx.known_of(refused) == Known(refusal=Reason.OTHER_WORKSPACE)
 
 
 # Guarded transitions and their audit

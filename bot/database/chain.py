@@ -19,7 +19,7 @@ from bot.domain.audit import Action, AuditEvent, Reason, canonical, chain_hash, 
 _LOCK_HEAD: Final = select(audit_head).with_for_update()
 _APPEND: Final = insert(audit_events)
 _WRITE_HEAD: Final = update(audit_head)
-_REFUSAL: Final = (
+REFUSAL: Final = (
     select(audit_events.c.details)
     .where(
         audit_events.c.trigger_id == bindparam("trigger_id"),
@@ -27,6 +27,7 @@ _REFUSAL: Final = (
     )
     .limit(1)
 )
+"""The details of the event by which a delivery was refused."""
 
 
 class Chain:
@@ -84,5 +85,10 @@ class Chain:
 
     def refusal_of_trigger(self, trigger_id: str) -> Reason | None:
         """Why the command or the form of this delivery was refused before, if it was."""
-        details = self._connection.execute(_REFUSAL, {"trigger_id": trigger_id}).scalar_one_or_none()
-        return None if details is None else Reason(json.loads(details)["reason"])
+        details = self._connection.execute(REFUSAL, {"trigger_id": trigger_id}).scalar_one_or_none()
+        return read_refusal(details)
+
+
+def read_refusal(details: str | None) -> Reason | None:
+    """The reason in what REFUSAL found."""
+    return None if details is None else Reason(json.loads(details)["reason"])

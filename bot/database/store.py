@@ -3,8 +3,9 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -27,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from bot.database.chain import Chain
+from bot.database.chain import REFUSAL, Chain, read_refusal
 from bot.database.engine import Database
 from bot.database.schema import UtcTime, audit_head, cancel_requests, decisions, not_over_sql, notices, open_states_sql
 from bot.domain.audit import SYSTEM, Action, Actor, AuditEvent, Json, Outcome, Reason
@@ -53,6 +54,7 @@ from bot.workflow import (
     RESPONSE_URL_LIFETIME,
     TOLD_ONCE,
     Command,
+    Known,
     Lane,
     Lease,
     Notice,
@@ -69,6 +71,8 @@ CLOCK_TOLERANCE: Final = timedelta(seconds=1)
 """A clock that goes back by less is being adjusted, and delays nobody by more."""
 
 LONGEST_TRANSACTION: Final = timedelta(seconds=3)
+
+MAX_LOADED_ORDERS: Final = 1000
 
 TIMER_SLACK: Final = timedelta(milliseconds=20)
 """Timers fire a little early, and SQLite's clock counts milliseconds."""
@@ -130,7 +134,7 @@ class SqlStore:
 
     def request_of_trigger(self, trigger_id: str) -> int | None:
         with self._database.read() as connection:
-            return _request_of_trigger(connection, trigger_id)
+            return connection.execute(_OF_TRIGGER, {"trigger_id": trigger_id}).scalar_one_or_none()
 
     def list_requests(self, wanted: Wanted, *, limit: int) -> Sequence[CancelRequest]:
         table = cancel_requests
@@ -364,18 +368,22 @@ class SqlTransaction:
     def request(self) -> CancelRequest | None:
         return self._request
 
-    def request_of_trigger(self, trigger_id: str) -> int | None:
-        return _request_of_trigger(self._connection, trigger_id)
-
     def refusal_of_trigger(self, trigger_id: str) -> Reason | None:
         return self._chain.refusal_of_trigger(trigger_id)
 
-    def open_request_of_order(self, order_uuid: str) -> CancelRequest | None:
-        found = self._connection.execute(_OPEN_OF_ORDER, {"order_uuid": order_uuid}).scalar_one_or_none()
-        return None if found is None else _select_request(self._connection, found)
-
-    def count_open_requests_of(self, requester_id: str) -> int:
-        return self._connection.execute(_COUNT_OPEN_OF, {"requester_id": requester_id}).scalar_one()
+    def known_of(self, command: Command) -> Known:
+        asked = {
+            "trigger_id": command.trigger_id,
+            "order_uuid": command.order_uuid,
+            "requester_id": command.requester.id,
+        }
+        row = self._connection.execute(_KNOWN, asked).one()
+        return Known(
+            request_id=row.request_id,
+            refusal=read_refusal(row.refusal),
+            open_request=None if row.open_id is None else _select_request(self._connection, row.open_id),
+            open_requests=row.open_requests,
+        )
 
     def create(self, command: Command, *, approvals_channel_id: str | None = None) -> CancelRequest:
         assert command.order_uuid is not None
@@ -501,7 +509,8 @@ class SqlTransaction:
             "reason": reason,
         }
         self._connection.execute(_DECIDE, values)
-        self._request = self._reread(request.id)
+        made = Decision(kind=kind, actor=actor, decided_at=self.now, reason=reason)
+        self._request = replace(request, decisions=(*request.decisions, made))
 
     def change(self, *, redraw: bool = False, **changes: Any) -> None:
         if redraw:
@@ -577,11 +586,6 @@ class SqlTransaction:
         self._request = _from_row(row, request.decisions)
         return self._request
 
-    def _reread(self, request_id: int) -> CancelRequest:
-        request = _select_request(self._connection, request_id)
-        assert request is not None
-        return request
-
 
 def _worth(request: CancelRequest) -> dict[str, Json]:
     """By what an event is found that concerns more than an amount: the order as it was when approval was asked for."""
@@ -605,6 +609,12 @@ _COUNT_OPEN_OF: Final = (
     select(func.count())
     .select_from(cancel_requests)
     .where(cancel_requests.c.requester_id == bindparam("requester_id"), _is_open())
+)
+_KNOWN: Final = select(
+    _OF_TRIGGER.scalar_subquery().label("request_id"),
+    REFUSAL.scalar_subquery().label("refusal"),
+    _OPEN_OF_ORDER.scalar_subquery().label("open_id"),
+    _COUNT_OPEN_OF.scalar_subquery().label("open_requests"),
 )
 _CREATE: Final = insert(cancel_requests).returning(*cancel_requests.c)
 _DECIDE: Final = insert(decisions)
@@ -717,10 +727,6 @@ _END_OWN_NOTICE: Final = _END_NOTICE.where(
 )
 
 
-def _request_of_trigger(connection: Connection, trigger_id: str) -> int | None:
-    return connection.execute(_OF_TRIGGER, {"trigger_id": trigger_id}).scalar_one_or_none()
-
-
 _REQUEST: Final = select(cancel_requests).where(cancel_requests.c.id == bindparam("request_id"))
 _REQUEST_LOCKED: Final = _REQUEST.with_for_update()
 _DECISIONS: Final = select(decisions).where(decisions.c.request_id == bindparam("request_id")).order_by(decisions.c.id)
@@ -802,6 +808,10 @@ def _text_list(text: str) -> tuple[str, ...]:
     return tuple(text.split(",")) if text else ()
 
 
+_load_order: Final = lru_cache(maxsize=MAX_LOADED_ORDERS)(load_order)
+"""A row holds three orders, mostly the same, and is read at each step."""
+
+
 def _decision(row: RowMapping) -> Decision:
     return Decision(
         kind=DecisionKind(row["kind"]),
@@ -826,10 +836,10 @@ def _from_row(row: RowMapping, made: tuple[Decision, ...]) -> CancelRequest:
         **plain,
         state=State(row["state"]),
         requester=Actor(id=row["requester_id"], name=row["requester_name"], team_id=row["team_id"]),
-        order=load_order(row["order"]) if row["order"] else None,
-        order_now=load_order(row["order_now"]) if row["order_now"] else None,
+        order=_load_order(row["order"]) if row["order"] else None,
+        order_now=_load_order(row["order_now"]) if row["order_now"] else None,
         quote=load_quote(row["quote"]) if row["quote"] else None,
-        order_approved=load_order(row["order_approved"]) if row["order_approved"] else None,
+        order_approved=_load_order(row["order_approved"]) if row["order_approved"] else None,
         approval_rule=parse_tier(row["approval_rule"]) if row["approval_rule"] else None,
         approvers=_text_list(row["approvers"]),
         not_counted=_text_list(row["not_counted"]),
