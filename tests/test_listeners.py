@@ -43,6 +43,7 @@ from bot.slack.listeners import (
     parse_text,
 )
 from bot.slack.notifier import Identity
+from bot.worker import Attention
 from bot.workflow import CancelWorkflow, Lane, Lease, Notice, NoticeKind, Posted, Transaction, Watched
 
 UUID = "cdd92199-2897-4e14-9448-f923320408ad"
@@ -338,6 +339,9 @@ def test_any_payload_of_a_form_is_read(body: dict[str, Any]) -> None:
 class Afterwards:
     def __init__(self) -> None:
         self.nudged: list[int | None] = []
+        self.new: list[int | None] = []
+        self.attention = Attention()
+        self.attended: list[bool] = []
         self.told: list[tuple[str, str]] = []
         self.filling: list[int] = []
 
@@ -346,6 +350,9 @@ class Afterwards:
 
     def nudge(self, request_id: int | None = None, *, is_new: bool = False) -> None:
         self.nudged.append(request_id)
+        self.attended.append(bool(self.attention))
+        if is_new:
+            self.new.append(request_id)
 
     def tell_now(self, response_url: str, text: str) -> None:
         self.told.append((response_url, text))
@@ -519,6 +526,7 @@ def app_on(
     identity: Identity | None = IDENTITY,
 ) -> App:
     policy = policy or ApprovalPolicy(approvers=frozenset({"U0BEN"}))
+    afterwards = afterwards or Afterwards()
     listeners = Listeners(
         inquiry=Inquiry(records=store, policy=policy),
         workflow=CancelWorkflow(
@@ -532,7 +540,8 @@ def app_on(
             new_nonce=lambda: "nonce",
         ),
         choosing=choosing or Choosing(exchange=OpenExchange(), forms=Forms()),
-        afterwards=afterwards or Afterwards(),
+        afterwards=afterwards,
+        attention=afterwards.attention.paid,
         forms=forms or Forms(),
         homes=homes or Openings(),
         exports=exports or Exports(),
@@ -669,6 +678,18 @@ def test_a_command_is_recorded_acknowledged_and_begun(store: SqlStore) -> None:
 
     assert afterwards.nudged == [1]
     assert store.request_of_trigger("trigger-1") == 1
+
+
+def test_who_waits_for_an_answer_has_the_attention_and_only_a_decision_goes_before(store: SqlStore) -> None:
+    """What can wait lets them go first: a new request can, a click that may have decided cannot."""
+    afterwards = Afterwards()
+    app = app_on(store, afterwards=afterwards)
+
+    typed(app)
+    clicked(app)
+
+    assert (len(afterwards.nudged), afterwards.new) == (2, [1])
+    assert afterwards.attended == [True, True]
 
 
 def test_a_command_that_comes_twice_gets_the_same_answer(store: SqlStore) -> None:
