@@ -35,7 +35,7 @@ def _of(kind: Kind, here: Stage) -> Row:
                 here.slack.click(BEN.id, card, "approve")
             asked = here.commands(here.sizes.some(500, quick=25))
             answers = here.send([bot.port], asked.requests, connections=16, per_s=COMMANDS_PER_S)
-            here.check_commands(url, asked, answers)
+            turned_away = len(answers) - here.check_commands(url, asked, answers)
             sent = here.exchange.wait_for(lambda it: len(it.deletes()) - before >= cancels, timeout_s=WAIT_S)
         finally:
             here.exchange.clear_moods()
@@ -47,8 +47,8 @@ def _of(kind: Kind, here: Stage) -> Row:
     p99, longest = percentile(took_s, 99), max(took_s)
     return Row(
         name=f"the same, {kind}, 50/s beside {CANCELS} cancels at a slow exchange, p99 (longest)",
-        figure=f"{ms(p99)} ({ms(longest)})",
+        figure=f"{ms(p99)} ({ms(longest)})" + (f", {turned_away} turned away" if turned_away else ""),
         must="< 100 ms (< 1 s)",
         aim="< 30 ms",
-        met=at_most(p99, must=0.1, aim=0.03) if longest < LONGEST_S else "missed",
+        met=at_most(p99, must=0.1, aim=0.03) if longest < LONGEST_S and not turned_away else "missed",
     )

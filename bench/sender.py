@@ -71,7 +71,8 @@ def _send_all(ports: Sequence[int], requests: Sequence[bytes], connections: int,
     answers: list[Answered | None] = [None] * len(requests)
     waiting = deque(range(len(requests)))
     with ExitStack() as stack, selectors.DefaultSelector() as answering:
-        free = [_Connection(ports[number % len(ports)]) for number in range(connections)]
+        # In turns: a server hangs up on connections that nobody uses.
+        free = deque(_Connection(ports[number % len(ports)]) for number in range(connections))
         for connection in free:
             stack.enter_context(connection.socket)
             answering.register(connection.socket, selectors.EVENT_READ, connection)
@@ -82,7 +83,7 @@ def _send_all(ports: Sequence[int], requests: Sequence[bytes], connections: int,
                 number = waiting.popleft()
                 if not per_s:
                     due_at[number] = time.perf_counter()
-                free.pop().begin(number, requests[number])
+                free.popleft().begin(number, requests[number])
             ready = answering.select(_patience_s(due_at[waiting[0]] if per_s and waiting and free else None))
             for key, _ in ready:
                 connection = key.data
