@@ -27,8 +27,8 @@ def rows(here: Stage) -> Iterator[Row]:
                 here.rest(url)
                 clicked = here.denials(here.insert_pending(url, here.sizes.some(320, quick=32)))
                 answers = here.send([bot.port for bot in bots], clicked.requests, connections=CONNECTIONS)
-                here.check_denials(url, clicked, answers)
-                rates[count].append(len(answers) / max(answer.at_s for answer in answers))
+                decided = here.check_denials(url, clicked, answers)
+                rates[count].append(decided / max(answer.at_s for answer in answers))
                 here.rest(url)
         for url, _ in deployed.values():
             here.check_chain(url)
