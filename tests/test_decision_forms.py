@@ -120,7 +120,7 @@ def test_a_form_that_comes_too_late_is_told_who_was_first_and_is_audited(desk: D
     assert answer.refusal is Reason.ALREADY_DECIDED
     assert present(answer.request).decisions[0].actor == SECOND
     (event,) = desk.events("approval.refused")
-    assert event["details"] == {"reason": "already_decided", "kind": "deny"}
+    assert event["details"] == {"reason": "already_decided", "kind": "deny", "value_krw": "95000000"}
     assert (event["actor"], event["reason"]) == (APPROVER.id, "typo")
     assert desk.notices() == []  # the form itself tells it
 

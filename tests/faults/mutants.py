@@ -43,8 +43,8 @@ MUTANTS: Final = (
     Mutant(
         name="no guard in the UPDATE",
         file=STORE,
-        right="update(cancel_requests).where(*self._guard(), *conditions)",
-        wrong="update(cancel_requests).where(cancel_requests.c.id == self._present().id)",
+        right='cancel_requests.c.revision == bindparam("guarded_revision")',
+        wrong='cancel_requests.c.revision >= bindparam("guarded_revision")',
         tests="tests/test_store.py -k sqlite",
     ),
     Mutant(
@@ -262,8 +262,8 @@ MUTANTS: Final = (
     Mutant(
         name="who stood still reminds once more",
         file=STORE,
-        right="            owned = and_(notices.c.fence == notice.fence, notices.c.next_attempt_at.is_not(None))\n",
-        wrong="            owned = notices.c.id == notice.id\n",
+        right='    notices.c.fence == bindparam("kept_fence"), notices.c.next_attempt_at.is_not(None)\n',
+        wrong='    notices.c.fence >= bindparam("kept_fence")\n',
         tests="tests/test_reminder.py -k 'not postgresql'",
     ),
     Mutant(
