@@ -48,6 +48,7 @@ from bot.playground.exchange import Exchange, Key
 from bot.playground.slack import SlackWorkspace
 from bot.playground.slack_records import Person
 from bot.settings import load_settings
+from bot.slack.messages import nothing_was_done
 from bot.upbit.client import CERTAIN_NAMES, Doubt, Refusal, UpbitClient, decipher
 from faults import mutations
 from faults.figures import Figures, Ground
@@ -436,7 +437,6 @@ class _Ledger:
     form: _Form | None = None  #: as the bot opened it
     requests: dict[int, _Request] = field(default_factory=dict)
     triggers: set[str] = field(default_factory=set)
-    triggers_of_clicks: set[str] = field(default_factory=set)
     approved: set[int] = field(default_factory=set)
     open_uuids: set[str] = field(default_factory=set)
     open_of: Counter[str] = field(default_factory=Counter)
@@ -460,7 +460,7 @@ class _Ledger:
         named = _named(_plain(fields, "text"))
         is_one = fields.get("command") == "/cancel" and _plain(fields, "team_id") == HOME and named is not None
         who, trigger = _plain(fields, "user_id"), _plain(fields, "trigger_id")
-        if not is_one or not who or not trigger or trigger in self.triggers or self.open_of[who] >= MAX_OPEN:
+        if not is_one or not who or not trigger or self.open_of[who] >= MAX_OPEN:
             return None
         assert named is not None
         return None if named in self.open_uuids else _Request(uuid=named, requester=who)
@@ -710,30 +710,34 @@ class _Forger:
         seen, before, expect = self._place.seen(), self._before, self._findings.expect
         self._before = seen
         fields = _fields(hostile)
-        is_command, is_taken = "command" in fields, status == HTTPStatus.OK
+        # Who is told that nothing was done has not been acknowledged.
+        is_command = "command" in fields
+        is_taken = status == HTTPStatus.OK and nothing_was_done() not in answered
         asked = self._ledger.asks(fields) if is_command and is_taken else None
         decided = self._ledger.decides(fields) if is_taken and not is_command else None
         expect(
-            is_taken or not _is_good(hostile, forms=self.knows_forms),
+            status == HTTPStatus.OK or not _is_good(hostile, forms=self.knows_forms),
             f"status {status} for what Slack sends:",
             hostile.family,
             hostile.body,
         )
         expect(status < 500, f"status {status} for a signed delivery:", hostile.family, hostile.body)
         expect(not any(ping in answered for ping in PINGS), "an answer pings:", answered, hostile.body)
-        expect(seen.events - before.events <= 1, f"{seen.events - before.events} events of one", hostile.body)
+        if seen.events - before.events > 1:
+            # A click on a card shows the bot that Slack has it.
+            query = "SELECT action FROM audit_events WHERE seq > :seq AND action <> 'card.posted'"
+            events = [row["action"] for row in self._place.rows(query, seq=before.events)]
+            expect(len(events) <= 1, "more than one event of one delivery:", events, hostile.body)
         made = (
             self._place.rows("SELECT * FROM cancel_requests WHERE id > :id", id=before.requests)
             if seen.requests != before.requests
             else []
         )
-        # Slack gives each delivery a trigger of its own; forged ones meet, and a click with this one may be refused.
-        is_first = _plain(fields, "trigger_id") not in self._ledger.triggers_of_clicks
-        self._judge_request(asked, made, hostile, is_sure=is_first)
-        if is_taken and fields.get("command") == "/cancel":
-            self._ledger.triggers.add(_plain(fields, "trigger_id"))
-        elif is_taken and not is_command:
-            self._ledger.triggers_of_clicks.add(_plain(fields, "trigger_id"))
+        # Slack gives each delivery a trigger of its own; forged ones meet, and then the first answer may be repeated.
+        trigger = _plain(fields, "trigger_id")
+        self._judge_request(asked, made, hostile, is_sure=trigger not in self._ledger.triggers)
+        if is_taken:
+            self._ledger.triggers.add(trigger)
         rows = (
             self._place.rows("SELECT * FROM decisions WHERE id > :id", id=before.decisions)
             if seen.decisions != before.decisions
