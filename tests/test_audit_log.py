@@ -16,7 +16,8 @@ from bot.database.chain import Chain
 from bot.database.engine import Database
 from bot.database.migration import migrate
 from bot.database.store import SqlStore
-from bot.database.verification import READ_ROWS, verify
+from bot.database.stored_events import READ_ROWS
+from bot.database.verification import verify
 from bot.domain.audit import GENESIS_HASH, Action, Actor, AuditEvent, Json, Outcome, canonical, chain_hash
 from bot.domain.errors import NothingDone
 

@@ -15,7 +15,8 @@ from bot.database.chain import Chain
 from bot.database.checkpoints import Checkpoints, SqlDailyCheckpoints
 from bot.database.engine import Database
 from bot.database.store import LEASE, SqlStore
-from bot.database.verification import READ_ROWS, verify
+from bot.database.stored_events import READ_ROWS
+from bot.database.verification import verify
 from bot.domain.audit import SYSTEM, Action, Actor, AuditEvent
 from bot.domain.checkpoint import Checkpoint, SignedCheckpoint, parse_checkpoint, parse_checkpoints
 from bot.domain.errors import AuditBroken, CannotPost, NothingDone, TryLater

@@ -82,7 +82,7 @@ class Checkpoints:
     def _first(self, query: Any) -> SignedCheckpoint | None:
         with self._database.read() as connection:
             row = connection.execute(query.limit(1)).one_or_none()
-        return None if row is None else _signed(row)
+        return None if row is None else signed_checkpoint(row)
 
     def _verified(self, start: Checkpoint | None, progress: Progress) -> Checkpoint:
         """The end of the chain that was found good, before any lock is held."""
@@ -176,7 +176,7 @@ class SqlDailyCheckpoints:
             ).one_or_none()
         if row is None:
             return None
-        return Posting(number=row.id, signed=_signed(row), attempts=row.attempts - 1, fence=row.fence)
+        return Posting(number=row.id, signed=signed_checkpoint(row), attempts=row.attempts - 1, fence=row.fence)
 
     def posted(self, posting: Posting, *, channel_id: str, ts: str) -> None:
         self._release(posting, channel_id=channel_id, message_ts=ts, next_attempt_at=None)
@@ -209,6 +209,7 @@ def _is_day_over(connection: Connection, now: datetime, *, is_to_post: bool) -> 
     return made_at is None or made_at <= now - DAY or made_at > now + CLOCK_SLACK
 
 
-def _signed(row: Row[Any]) -> SignedCheckpoint:
+def signed_checkpoint(row: Row[Any]) -> SignedCheckpoint:
+    """Out of a row of the table; whether its signature is good is for the caller to know."""
     made = Checkpoint(seq=row.seq, hash=row.hash, at=row.at)
     return SignedCheckpoint(checkpoint=made, key=row.key, signature=row.signature)

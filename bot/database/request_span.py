@@ -5,11 +5,10 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Select, func, select
 
+from bot.database.checkpoints import signed_checkpoint
 from bot.database.schema import audit_events, checkpoints
-from bot.domain.checkpoint import Checkpoint, SignedCheckpoint
-
-READ_ROWS: Final = 1000
-"""Rows held in memory at a time."""
+from bot.database.stored_events import streamed
+from bot.domain.checkpoint import SignedCheckpoint
 
 MAX_CHECKPOINTS: Final = 100
 """So many are looked through for one with a good signature."""
@@ -52,15 +51,9 @@ class RequestSpan:
         """The first ones at or after this event that name this public key; whether a signature is good is not known."""
         table = checkpoints.c
         query = select(checkpoints).where(table.seq >= seq, table.key == key).order_by(table.seq, table.id)
-        return [
-            SignedCheckpoint(
-                checkpoint=Checkpoint(seq=row.seq, hash=row.hash, at=row.at), key=row.key, signature=row.signature
-            )
-            for row in self._connection.execute(query.limit(MAX_CHECKPOINTS))
-        ]
+        return [signed_checkpoint(row) for row in self._connection.execute(query.limit(MAX_CHECKPOINTS))]
 
     def _streamed(self, query: Select[Any]) -> Iterator[Link]:
-        ordered = query.order_by(audit_events.c.seq)
-        with self._connection.execute(ordered, execution_options={"yield_per": READ_ROWS}) as found:
+        with streamed(self._connection, query.order_by(audit_events.c.seq)) as found:
             for row in found:
-                yield Link(*row)
+                yield Link._make(row)

@@ -5,20 +5,15 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Select, Text, func, select, text, type_coerce
+from sqlalchemy import Connection, Row, Select, func, select, text
 
 from bot.database.audit_log import LISTED, Filter
 from bot.database.engine import Database
-from bot.database.schema import UtcTime, audit_events, audit_head
+from bot.database.schema import audit_events, audit_head
+from bot.database.stored_events import as_stored, streamed
 from bot.domain.audit import GENESIS_HASH
 
-READ_ROWS: Final = 1000
-"""Rows held in memory at a time."""
-
-_LISTED: Final = tuple(
-    type_coerce(column, Text).label(column.name) if isinstance(column.type, UtcTime) else column
-    for column in (audit_events.c[name] for name in LISTED)
-)
+_LISTED: Final = as_stored(LISTED)
 """`occurred_at` is text on SQLite, as it is stored, and a time on PostgreSQL."""
 
 
@@ -49,8 +44,7 @@ class Snapshot:
         return seq
 
     def _streamed(self, query: Select[Any]) -> Iterator[Sequence[Row[Any]]]:
-        options = {"yield_per": READ_ROWS}
-        with self._connection.execute(query.order_by(audit_events.c.seq), execution_options=options) as result:
+        with streamed(self._connection, query.order_by(audit_events.c.seq)) as result:
             yield from result.partitions()
 
 

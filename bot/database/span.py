@@ -5,25 +5,20 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, Text, func, select, type_coerce
+from sqlalchemy import Connection, Select, func, select
 
 from bot.database.engine import Database
-from bot.database.schema import UtcTime, audit_events
+from bot.database.schema import audit_events
+from bot.database.stored_events import as_stored, streamed
 from bot.domain.audit import Action
 from bot.domain.stored_event import StoredEvent
-
-READ_ROWS: Final = 1000
-"""Rows held in memory at a time."""
 
 MAX_EVENTS_OF_REQUEST: Final = 10_000
 MAX_UNRESOLVED: Final = 10_000
 SEARCHED_AT_ONCE: Final = 20_000
 """Events that one statement looks through; it ends well within its time-out, with or without an index."""
 
-_COLUMNS: Final = tuple(
-    type_coerce(column, Text).label(column.name) if isinstance(column.type, UtcTime) else column
-    for column in (audit_events.c[name] for name in StoredEvent._fields)
-)
+_COLUMNS: Final = as_stored(StoredEvent._fields)
 
 
 class Span:
@@ -43,7 +38,7 @@ class Span:
         """In the order of their numbers; a few at a time are in memory."""
         seq = audit_events.c.seq
         query = select(*_COLUMNS).where(seq >= self._from_seq, seq < self._until_seq).order_by(seq)
-        with self._connection.execute(query, execution_options={"yield_per": READ_ROWS}) as found:
+        with streamed(self._connection, query) as found:
             yield from self._read(found)
 
     def before(self, request_id: int) -> tuple[StoredEvent, ...]:

@@ -5,17 +5,17 @@ had been archived. It holds a few events in memory, however long the chain is.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Result, Row, Select, Text, select, type_coerce
+from sqlalchemy import Connection, Row, select
 
 from bot.database.engine import Database
-from bot.database.schema import UtcTime, audit_events, audit_head
+from bot.database.schema import audit_events, audit_head
+from bot.database.stored_events import READ_ROWS, as_stored, streamed
 from bot.domain.audit import GENESIS_HASH, Json, chain_hash, timestamp
 from bot.domain.checkpoint import Checkpoint
 from bot.domain.layout import Layout
@@ -26,17 +26,10 @@ _REPEATED: Final = tuple(
 )
 """The columns that the hashed text repeats."""
 
-_AS_STORED: Final = tuple(
-    type_coerce(column, Text).label(column.name) if isinstance(column.type, UtcTime) else column
-    for column in (audit_events.c[name] for name in (*_REPEATED, "entry", "prev_hash", "hash"))
-)
-"""The columns for who verifies: on SQLite a time that was tampered with may be no time at all."""
+_AS_STORED: Final = as_stored((*_REPEATED, "entry", "prev_hash", "hash"))
 
 _ENTRY: Final = Layout(sorted(_REPEATED), given=[column.name for column in _AS_STORED], comma=",", colon=":")
 """The canonical text, out of a row."""
-
-READ_ROWS: Final = 1000
-"""Rows held in memory at a time."""
 
 Progress = Callable[[int], None]
 """Is told now and then how many events have been read."""
@@ -198,7 +191,7 @@ class _Walk:
             fault = fault or self._fault_of_start(self._start)
         if fault is not None:
             return fault
-        with _streamed(self._connection, query) as events:
+        with streamed(self._connection, query) as events:
             for row in events:
                 fault = self._fault_of(row)
                 if fault is not None:
@@ -315,13 +308,6 @@ class _Walk:
     @staticmethod
     def _inserted(seq: int, how: str) -> Fault:
         return Fault(seq, Wrong.INSERTED, f"event {seq} was inserted: {how}")
-
-
-@contextmanager
-def _streamed(connection: Connection, query: Select[Any]) -> Iterator[Result[Any]]:
-    # For this query only: what follows in the transaction may write.
-    with connection.execute(query, execution_options={"yield_per": READ_ROWS}) as result:
-        yield result
 
 
 def _written_as(row: Row[Any]) -> int | None:
