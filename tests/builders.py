@@ -233,8 +233,10 @@ def insist(act: Callable[[], T]) -> T:
 
 
 def execute(database: Database, *statements: str) -> None:
-    """Run statements as an administrator, in one transaction. No colons, no percent signs: nothing is bound."""
+    """Run statements as an administrator, in one transaction, for as long as they take: nothing is bound in them."""
     with database.write() as connection:
+        if not database.is_sqlite:
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         for statement in statements:
             connection.exec_driver_sql(statement)
 

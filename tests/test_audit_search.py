@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from audit_list import cases
-from builders import START, rows
+from builders import START, execute, rows
 from click.testing import CliRunner, Result
 from fill import fill
 from sqlalchemy import Connection, event, select
@@ -133,8 +133,7 @@ def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     database = Database(url)
     migrate(database)
     fill(url, EVENTS)
-    with database.write() as connection:
-        connection.exec_driver_sql("ANALYZE")
+    execute(database, "ANALYZE")
     yield database
     database.close()
 

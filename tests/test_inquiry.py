@@ -264,16 +264,15 @@ def fill(asking: Asking, *, with_statistics: bool) -> None:
     """As many requests as make a plan that reads them all stand out, by one person on one market."""
     create(asking.store)
     copied = "reason, team_id, channel_id, in_private"
-    with asking.database.write() as connection:
-        connection.exec_driver_sql(
-            f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {MANY}) "
-            "INSERT INTO cancel_requests "
-            f"(order_uuid, state, requester_id, requester_name, trigger_id, market, created_at, {copied}) "
-            "SELECT 'o-' || i, 'canceled', 'U0BUSY', 'busy', 't-' || i, 'KRW-BTC', "
-            f"{ASKED_AT[asking.database.is_sqlite]}, {copied} FROM n, cancel_requests WHERE id = 1"
-        )
-        if with_statistics:
-            connection.exec_driver_sql("ANALYZE")
+    execute(
+        asking.database,
+        f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {MANY}) "
+        "INSERT INTO cancel_requests "
+        f"(order_uuid, state, requester_id, requester_name, trigger_id, market, created_at, {copied}) "
+        "SELECT 'o-' || i, 'canceled', 'U0BUSY', 'busy', 't-' || i, 'KRW-BTC', "
+        f"{ASKED_AT[asking.database.is_sqlite]}, {copied} FROM n, cancel_requests WHERE id = 1",
+        *(["ANALYZE"] if with_statistics else []),
+    )
 
 
 @pytest.mark.parametrize("with_statistics", [True, False])
