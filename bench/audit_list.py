@@ -20,10 +20,11 @@ from typing import Any, Final, NamedTuple
 
 from fill import APPROVERS, GONE_PERSON, LONGEST_GAP_S, RARE_MARKET, RARE_PERSON, REQUESTERS, STARTS_AT, fill
 
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.engine import Database
 from bot.database.migration import migrate
 from bot.domain.audit import timestamp
+from bot.domain.event_filter import Filter
 
 GOAL_MS: Final = 50.0
 PAGE: Final = 100

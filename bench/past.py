@@ -21,9 +21,10 @@ from stage import BENCH, Stage, opened
 from stage import REQUESTERS as ASKERS
 from table import NOT_MEASURED, NotDoneError, Row, at_least, at_most, ms, times
 
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.store import SqlStore
 from bot.domain.cancel_request import OPEN_STATES, State
+from bot.domain.event_filter import Filter
 from bot.playground.demo import BotProcess
 
 MIB: Final = 2**20

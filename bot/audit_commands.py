@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 LONGEST_WITNESS_FILE: Final = 10_000_000
 LONGEST_CHECKPOINT_FILE: Final = 10_000_000
 PUBLIC_KEY: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
-AMOUNT: Final = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?", re.ASCII)
 PIPED_WIDTH: Final = 240
 """A table that goes into a file or another program keeps its uuids in one piece."""
 
@@ -70,11 +69,12 @@ class _Amount(click.ParamType[Decimal]):
     name = "amount"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Decimal:
-        if isinstance(value, Decimal):
-            return value
-        if AMOUNT.fullmatch(value) is None:
-            self.fail(f"{value!r} is no amount: write 50000000, without separators or a sign", param, ctx)
-        return Decimal(value)
+        from bot.domain.event_filter import read_amount  # noqa: PLC0415
+
+        amount = value if isinstance(value, Decimal) else read_amount(value)
+        if amount is None:
+            self.fail(f"{value!r} is no amount: write 50000000, without a sign", param, ctx)
+        return amount
 
 
 class _Word(click.ParamType[str]):
@@ -132,7 +132,8 @@ def _narrowed(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
 def audit_list(*, limit: int, form: str, **wanted: Any) -> None:
     """List events, newest first."""
-    from bot.database.audit_log import AuditLog, Filter  # noqa: PLC0415
+    from bot.database.audit_log import AuditLog  # noqa: PLC0415
+    from bot.domain.event_filter import Filter  # noqa: PLC0415
 
     with ready_database() as database:
         events = AuditLog(database).list(Filter(**wanted), limit=limit + 1)
@@ -148,9 +149,10 @@ def audit_list(*, limit: int, form: str, **wanted: Any) -> None:
 def audit_show(request_id: int, form: str) -> None:
     """Tell one request's whole story, oldest first, and what came of it."""
     from bot.audit.story import tell_story  # noqa: PLC0415
-    from bot.database.audit_log import AuditLog, Filter  # noqa: PLC0415
+    from bot.database.audit_log import AuditLog  # noqa: PLC0415
     from bot.database.snapshot import snapshot  # noqa: PLC0415
     from bot.domain.audit import Action  # noqa: PLC0415
+    from bot.domain.event_filter import Filter  # noqa: PLC0415
 
     with ready_database() as database:
         events = AuditLog(database).list(Filter(request_id=request_id), limit=100_000, newest_first=False)
@@ -557,8 +559,8 @@ def audit_export(*, path: Path, force: bool, **wanted: Any) -> None:
     from bot.audit.forms import MissingExtra, form_of  # noqa: PLC0415
     from bot.audit.signing import Signer  # noqa: PLC0415
     from bot.audit.whole_file import Unwritable  # noqa: PLC0415
-    from bot.database.audit_log import Filter  # noqa: PLC0415
     from bot.domain.audit import Actor  # noqa: PLC0415
+    from bot.domain.event_filter import Filter  # noqa: PLC0415
 
     try:
         form_of(path)

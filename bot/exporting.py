@@ -12,13 +12,14 @@ same whenever it is made; a crash, or Slack being away, delays it. Where Slack's
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final, Literal, Protocol
 
 from bot.domain.approval import ApprovalPolicy
-from bot.domain.audit import Actor, Json, Reason, timestamp
+from bot.domain.audit import Actor, Json, Reason
 from bot.domain.errors import BotError, CannotPost, TryLater
+from bot.domain.event_filter import Filter
 from bot.domain.membership import Membership
 
 log = logging.getLogger(__name__)
@@ -38,35 +39,11 @@ RETRY_GAP_S: Final = 300.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Selection:
-    """Which events; None stands for all."""
-
-    order_uuid: str | None = None
-    request_id: int | None = None
-    actor: str | None = None
-    market: str | None = None
-    action: str | None = None
-    outcome: str | None = None
-    details_reason: str | None = None  #: a word of Reason, as `details.reason` holds it
-    since: datetime | None = None
-    until: datetime | None = None
-
-    def to_json(self) -> dict[str, Json]:
-        """What was given, by its names."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {
-            name: timestamp(value) if isinstance(value, datetime) else value
-            for name, value in given.items()
-            if value is not None
-        }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class WantedExport:
     """What somebody asks for."""
 
     form: Form = "csv"
-    selection: Selection = Selection()
+    selection: Filter = field(default_factory=Filter)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,10 +13,11 @@ from typing import Any, Final, Literal, TypeVar
 from databases import migrated
 from sqlalchemy import select, update
 
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.engine import Database
 from bot.database.schema import cancel_requests, homes
 from bot.database.verification import verify
+from bot.domain.event_filter import Filter
 from bot.playground.demo import (
     BEN,
     CARA,

@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 from databases import migrated
 from sqlalchemy import Connection, select, union_all
 
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.engine import Database
 from bot.database.schema import cancel_requests, notices
 from bot.database.store import SqlStore
@@ -51,6 +51,7 @@ from bot.domain.cancel_request import (
     Verdict,
 )
 from bot.domain.errors import CannotPost, CommitInDoubt, IllegalTransition, NothingDone, StoreError, TryLater
+from bot.domain.event_filter import Filter
 from bot.domain.order import Order
 from bot.domain.quote import BestPrices, NoPrices
 from bot.domain.tiers import parse_tiers

@@ -24,7 +24,7 @@ from bot.__main__ import main
 from bot.audit.export import export
 from bot.audit.signing import Signer
 from bot.audit.whole_file import Unwritable
-from bot.database.audit_log import LISTED, AuditLog, Filter
+from bot.database.audit_log import LISTED, AuditLog
 from bot.database.checkpoints import Checkpoints
 from bot.database.engine import Database
 from bot.database.migration import migrate
@@ -33,6 +33,7 @@ from bot.database.verification import verify
 from bot.domain.audit import SYSTEM, Action, Actor, canonical
 from bot.domain.checkpoint import parse_checkpoint
 from bot.domain.errors import NothingDone
+from bot.domain.event_filter import Filter
 from bot.domain.layout import Layout
 from bot.settings import Settings
 

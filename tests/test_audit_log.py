@@ -11,7 +11,7 @@ from builders import APPROVER, REQUESTER, SECOND, START, create, create_pending,
 from postgresql import Postgresql
 from sqlalchemy import text
 
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.chain import Chain
 from bot.database.engine import Database
 from bot.database.migration import migrate
@@ -20,6 +20,7 @@ from bot.database.stored_events import READ_ROWS
 from bot.database.verification import verify
 from bot.domain.audit import GENESIS_HASH, Action, Actor, AuditEvent, Json, Outcome, canonical, chain_hash
 from bot.domain.errors import NothingDone
+from bot.domain.event_filter import Filter
 
 EVENTS = 5
 

@@ -19,13 +19,14 @@ from sqlalchemy.event import listen
 from bot.__main__ import main
 from bot.audit.prune import prune_behind_archive
 from bot.audit.signing import Signer
-from bot.database.audit_log import LISTED, AuditLog, Filter
+from bot.database.audit_log import LISTED, AuditLog
 from bot.database.engine import Database, RunLock, sqlite_path
 from bot.database.store import SqlStore
 from bot.database.verification import verify
 from bot.domain.audit import SYSTEM, Action, canonical, chain_hash
 from bot.domain.checkpoint import Checkpoint, parse_checkpoint
 from bot.domain.errors import NothingDone
+from bot.domain.event_filter import Filter
 from bot.settings import Settings
 
 PRIVATE_KEY = "11" * 32

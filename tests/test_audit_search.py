@@ -17,7 +17,7 @@ from sqlalchemy import Connection, event, select
 
 from bot.__main__ import main
 from bot.audit.cells import guarded
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.chain import Chain
 from bot.database.engine import Database
 from bot.database.event_search import MOST_AT_ONCE, newest
@@ -25,6 +25,7 @@ from bot.database.event_words import EventKind, value_class
 from bot.database.migration import migrate
 from bot.database.schema import audit_events
 from bot.domain.audit import Action, Actor, AuditEvent, Outcome, Reason, timestamp
+from bot.domain.event_filter import Filter
 
 FORMULA = "=HYPERLINK(1)"
 

@@ -10,7 +10,7 @@ from builders import REQUESTER, START, HandClock, at_once, create, execute, pres
 
 from bot.audit.signing import Signer, is_signed
 from bot.checkpointing import Checkpointing, DueCheckpoints, Posting
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.chain import Chain
 from bot.database.checkpoints import Checkpoints, SqlDailyCheckpoints
 from bot.database.engine import Database
@@ -20,6 +20,7 @@ from bot.database.verification import verify
 from bot.domain.audit import SYSTEM, Action, Actor, AuditEvent
 from bot.domain.checkpoint import Checkpoint, SignedCheckpoint, parse_checkpoint, parse_checkpoints
 from bot.domain.errors import AuditBroken, CannotPost, NothingDone, TryLater
+from bot.domain.event_filter import Filter
 
 PRIVATE_KEY = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60"
 PUBLIC_KEY = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"

@@ -23,13 +23,14 @@ from builders import (
 )
 from databases import migrated
 
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.engine import Database
 from bot.database.store import SqlStore
 from bot.database.verification import verify
 from bot.domain.approval import MAX_REASON_CHARS, ApprovalPolicy
 from bot.domain.audit import Actor, Reason
 from bot.domain.cancel_request import CancelRequest, DecisionKind, State
+from bot.domain.event_filter import Filter
 from bot.workflow import Click, ClickAnswer
 
 HOSTILE = "<!here> \u202egnp.exe " + "&" * 900 + " the end"

@@ -4,7 +4,7 @@ import inspect
 import json
 import re
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, timedelta
 from decimal import Decimal
 from itertools import product
 from typing import Any, Final
@@ -30,6 +30,7 @@ from bot.domain.cancel_request import (
     refusal_of,
 )
 from bot.domain.errors import CannotPost, IllegalTransition, TryLater
+from bot.domain.event_filter import Filter
 from bot.domain.order import MAX_TEXT_CHARS, MalformedOrder, Order, dump_order, load_order
 
 UNHURRIED: Final = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -584,3 +585,22 @@ def test_a_number_beyond_all_money_is_refused(name: str, value: str | int) -> No
     """Written out it would be longer than what is read back, or no whole number in every JSON."""
     with pytest.raises(MalformedOrder):
         Order.from_json({**FIELDS, name: value})
+
+
+# Which events
+
+
+@UNHURRIED
+@given(
+    filters=st.builds(
+        Filter,
+        actor=st.none() | st.text(),
+        request_id=st.none() | st.integers(1, 2**62),
+        over_krw=st.none() | st.decimals(0, 10**30, places=8),
+        own=st.sampled_from([None, True]),
+        since=st.none() | st.datetimes(timezones=st.just(UTC)),
+    )
+)
+def test_a_filter_is_kept_as_json(filters: Filter) -> None:
+    """An export that was asked for in Slack is made later, perhaps by another process."""
+    assert Filter.from_json(json.loads(json.dumps(filters.to_json()))) == filters

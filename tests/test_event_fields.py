@@ -10,12 +10,13 @@ from builders import APPROVER, REQUESTER, SECOND, STRANGER, click, command, pres
 from desk import ANSWER, CANCELED, KOREAN, PARTLY, Desk
 from test_workflow import BLIND, DONE, GONE, LOST, NO_KEY, NOT_SENT, OPEN, ScriptedExchange, sees
 
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.starts import record_start
 from bot.database.store import LEASE
 from bot.domain.answer import Accepted, CancelAnswer, Refused
 from bot.domain.audit import Action, Reason
 from bot.domain.cancel_request import DecisionKind, State
+from bot.domain.event_filter import Filter
 from bot.workflow import Lane
 
 PAGE = Path(__file__).parent.parent / "docs" / "audit.md"

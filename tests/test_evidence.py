@@ -22,7 +22,7 @@ from bot.audit.evidence import MAX_SHOWN, pack_evidence, verifier
 from bot.audit.evidence_page import Facts, render
 from bot.audit.signing import Signer
 from bot.audit.verify_evidence import LIMITS, verify
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.chain import Chain
 from bot.database.checkpoints import Checkpoints
 from bot.database.engine import Database
@@ -31,6 +31,7 @@ from bot.database.verification import verify as verify_chain
 from bot.domain.audit import GENESIS_HASH, Action, Actor, AuditEvent, Json, canonical, chain_hash, columns, timestamp
 from bot.domain.cancel_request import TRANSITIONS, State
 from bot.domain.checkpoint import Checkpoint, parse_checkpoint
+from bot.domain.event_filter import Filter
 from bot.settings import Settings
 
 PRIVATE_KEY = "11" * 32

@@ -14,7 +14,7 @@ from journey import started
 from postgresql import Postgresql
 
 from bot.audit.slack_export import SqlExportFiles
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.engine import Database
 from bot.database.exports import LEASE, SqlExports
 from bot.database.migration import migrate
@@ -23,8 +23,9 @@ from bot.database.verification import verify
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Actor, Json, Reason
 from bot.domain.errors import NothingDone
+from bot.domain.event_filter import Filter
 from bot.domain.membership import UNREAD, Group, Membership
-from bot.exporting import LOOK_EVERY_S, Export, ExportCommand, Exporting, Selection, WantedExport
+from bot.exporting import LOOK_EVERY_S, Export, ExportCommand, Exporting, WantedExport
 from bot.playground.demo import BEN, CARA, DANA, DESK
 from bot.playground.slack import SCOPES, SlackWorkspace
 from bot.playground.slack_records import SharedFile
@@ -149,7 +150,7 @@ def test_the_file_holds_the_audit_up_to_the_command(desk: Desk) -> None:
 
 def test_the_file_is_narrowed_and_runs_no_formula(desk: Desk) -> None:
     """The selection is kept in the database as it was typed, times included."""
-    selection = Selection(
+    selection = Filter(
         action="request.created", request_id=1, since=START - timedelta(days=1), until=START + timedelta(days=1)
     )
     assert desk.ask(wanted=WantedExport(selection=selection)) is None
@@ -362,14 +363,12 @@ def test_an_app_without_the_scopes_says_which(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("max_events", "max_bytes", "selection", "fault"),
     [
-        (2, 100_000, Selection(), "too_large"),
-        (1000, 900, Selection(), "too_large"),
-        (1000, 100_000, Selection(market="KRW-NONE"), "no_event"),
+        (2, 100_000, Filter(), "too_large"),
+        (1000, 900, Filter(), "too_large"),
+        (1000, 100_000, Filter(market="KRW-NONE"), "no_event"),
     ],
 )
-def test_what_makes_no_file_is_told(
-    desk: Desk, max_events: int, max_bytes: int, selection: Selection, fault: str
-) -> None:
+def test_what_makes_no_file_is_told(desk: Desk, max_events: int, max_bytes: int, selection: Filter, fault: str) -> None:
     """A file is in memory until Slack has it, so it has a bound; and what is too large is not cut off silently."""
     desk.exporting = desk.wired(max_events=max_events, max_bytes=max_bytes)
     assert desk.ask(wanted=WantedExport(selection=selection)) is None

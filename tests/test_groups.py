@@ -25,12 +25,13 @@ from builders import (
 )
 from databases import migrated
 
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.engine import Database
 from bot.database.store import SqlStore
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Actor, Reason, timestamp
 from bot.domain.cancel_request import CancelRequest, DecisionKind, State
+from bot.domain.event_filter import Filter
 from bot.domain.membership import MAX_IDS_IN_AN_EVENT, Group, Membership, ids_json
 from bot.playground.slack import SlackWorkspace
 from bot.slack.groups import LASTS_S, MAX_MEMBERS, READ_EVERY_S, RETRY_S, GroupReader

@@ -29,7 +29,8 @@ from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Action, Reason
 from bot.domain.cancel_request import CancelRequest, DecisionKind, State
 from bot.domain.errors import CannotPost, CommitInDoubt, MessengerError, NothingDone, StoreError, TryLater
-from bot.exporting import ExportCommand, Selection, WantedExport
+from bot.domain.event_filter import Filter
+from bot.exporting import ExportCommand, WantedExport
 from bot.inquiry import Inquiry, Wanted
 from bot.playground.slack_blocks import view_faults
 from bot.slack import messages, views
@@ -1182,7 +1183,7 @@ def test_an_export_is_acknowledged_once_it_is_written_down(
     assert typed(app, "export JSONL me") == said
     assert afterwards.nudged == nudges
     (asked,) = exports.asked
-    assert asked.wanted == WantedExport(form="jsonl", selection=Selection(actor="U0DANA"))
+    assert asked.wanted == WantedExport(form="jsonl", selection=Filter(actor="U0DANA"))
     assert (asked.trigger_id, asked.person.id, asked.channel_id, asked.text) == (
         "trigger-1",
         "U0DANA",

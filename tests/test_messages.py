@@ -23,10 +23,11 @@ from bot.choosing import Trouble
 from bot.domain.audit import Actor, Reason
 from bot.domain.cancel_request import CanceledBy, CancelRequest, Decision, DecisionKind, State, Verdict
 from bot.domain.checkpoint import Checkpoint, SignedCheckpoint
+from bot.domain.event_filter import Filter
 from bot.domain.order import Order
 from bot.domain.quote import Quote
 from bot.domain.tiers import Tier, parse_tier
-from bot.exporting import Export, ExportFile, Selection, WantedExport
+from bot.exporting import Export, ExportFile, WantedExport
 from bot.inquiry import Listing, Status, Wanted
 from bot.playground.slack_blocks import view_faults
 from bot.slack import messages, views
@@ -484,7 +485,7 @@ def test_no_snapshot_is_left_over() -> None:
 
 def test_exports_read_as_agreed() -> None:
     """What was chosen stands beside the file; and why there is none is told to the person, not to the log alone."""
-    selection = Selection(actor="U0BEN", since=ASKED, details_reason="<!channel>`")
+    selection = Filter(actor="U0BEN", since=ASKED, details_reason="<!channel>`")
     asked = Export(
         number=3,
         person=APPROVER,

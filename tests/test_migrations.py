@@ -13,7 +13,7 @@ from databases import migrated
 
 import bot
 from bot.audit.signing import Signer
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.checkpoints import Checkpoints
 from bot.database.engine import Database
 from bot.database.homes import SqlHomes
@@ -24,6 +24,7 @@ from bot.database.verification import verify
 from bot.domain.audit import GENESIS_HASH, SYSTEM, Action
 from bot.domain.cancel_request import CancelRequest, DecisionKind
 from bot.domain.errors import NothingDone, WrongRevision
+from bot.domain.event_filter import Filter
 from bot.inquiry import Wanted
 from bot.workflow import Notice, NoticeKind
 

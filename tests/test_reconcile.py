@@ -30,7 +30,7 @@ from bot.audit.reconcile import (
     _Reading,
     reconcile,
 )
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.engine import Database
 from bot.database.recorded_ends import RecordedEnds
 from bot.database.store import SqlStore
@@ -38,6 +38,7 @@ from bot.database.verification import verify
 from bot.domain.answer import FoundOrders, NotSent, OrdersAnswer, Refused, Unknown
 from bot.domain.audit import Action, Actor, Outcome
 from bot.domain.cancel_request import CancelRequest, State
+from bot.domain.event_filter import Filter
 from bot.domain.order import Order
 from bot.domain.reconciliation import Kind
 from bot.playground.demo import BEN, DANA

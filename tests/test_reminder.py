@@ -25,7 +25,7 @@ from builders import (
 )
 from databases import migrated
 
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.engine import Database
 from bot.database.store import LEASE, SqlStore
 from bot.database.verification import verify
@@ -33,6 +33,7 @@ from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Actor
 from bot.domain.cancel_request import CancelRequest, Decision, DecisionKind, State
 from bot.domain.errors import CannotPost, TryLater
+from bot.domain.event_filter import Filter
 from bot.domain.reminder import LEAST_TIME_TO_LIVE, reminder_window
 from bot.slack import messages
 from bot.workflow import CancelWorkflow

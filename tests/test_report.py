@@ -21,12 +21,13 @@ from bot.audit.month import parse_month
 from bot.audit.plots import bars_plot, days_plot, waits_plot
 from bot.audit.report import MEANINGS, Made, _amount, _lasted, page, review_month
 from bot.audit.review import review
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.engine import Database
 from bot.database.span import span
 from bot.database.verification import Verification, verify
 from bot.domain.audit import Action, Actor, Json
 from bot.domain.cancel_request import ENDED_STATES, State, Verdict
+from bot.domain.event_filter import Filter
 from bot.settings import Settings
 
 UTC_OCTOBER = parse_month("2026-10", ZoneInfo("UTC"))

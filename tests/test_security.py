@@ -49,7 +49,7 @@ from slack_bolt.adapter.wsgi import SlackRequestHandler
 from bot.__main__ import main
 from bot.audit.signing import Signer, is_signed
 from bot.choosing import Choice, Choosing, Form
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.checkpoints import SqlDailyCheckpoints
 from bot.database.engine import Database
 from bot.database.exports import SqlExports
@@ -62,6 +62,7 @@ from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Action, Actor, Reason
 from bot.domain.cancel_request import CancelRequest, DecisionKind, State, Verdict
 from bot.domain.errors import IllegalTransition, NothingDone
+from bot.domain.event_filter import Filter
 from bot.domain.membership import Group, Membership
 from bot.exporting import ExportCommand, WantedExport
 from bot.inquiry import Inquiry

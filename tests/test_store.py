@@ -44,7 +44,7 @@ from builders import (
 from databases import migrated
 from sqlalchemy import update
 
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.engine import Database
 from bot.database.schema import cancel_requests
 from bot.database.store import LEASE, TIMER_SLACK, SqlStore
@@ -54,6 +54,7 @@ from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Action, Actor, Outcome, Reason
 from bot.domain.cancel_request import CanceledBy, CancelRequest, DecisionKind, State, Verdict
 from bot.domain.errors import IllegalTransition, NothingDone, Overtaken
+from bot.domain.event_filter import Filter
 from bot.domain.quote import Quote
 from bot.domain.tiers import parse_tier
 from bot.workflow import (

@@ -1,12 +1,14 @@
 """What people type to ask about requests: understood however it was pasted, and never guessed at."""
 
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.exporting import Selection, WantedExport
+from bot.domain.event_filter import Filter
+from bot.exporting import WantedExport
 from bot.inquiry import Wanted
 from bot.slack.listeners import clean, parse_text
 from bot.slack.typed import ExportQuestion, Question, Topic, parse_export, parse_question, typed
@@ -166,20 +168,20 @@ def asked_export(text: str) -> ExportQuestion | None:
     [
         ("export", WantedExport()),
         ("EXPORT csv", WantedExport()),
-        ("export jsonl #7", WantedExport(form="jsonl", selection=Selection(request_id=7))),
-        (f"export `{UUID.upper()}`", WantedExport(selection=Selection(order_uuid=UUID))),
-        ("export <@U0BEN|ben> krw-btc", WantedExport(selection=Selection(actor="U0BEN", market="KRW-BTC"))),
-        ("export me", WantedExport(selection=Selection(actor="U0DANA"))),
+        ("export jsonl #7", WantedExport(form="jsonl", selection=Filter(request_id=7))),
+        (f"export `{UUID.upper()}`", WantedExport(selection=Filter(order_uuid=UUID))),
+        ("export <@U0BEN|ben> krw-btc", WantedExport(selection=Filter(actor="U0BEN", market="KRW-BTC"))),
+        ("export me", WantedExport(selection=Filter(actor="U0DANA"))),
         (
             "export since 2026-11-01 until 2026-12-01",
-            WantedExport(selection=Selection(since=NOVEMBER, until=NOVEMBER.replace(month=12))),
+            WantedExport(selection=Filter(since=NOVEMBER, until=NOVEMBER.replace(month=12))),
         ),
         (
             "export action Approval.Refused outcome refused reason `own_request`",
-            WantedExport(
-                selection=Selection(action="approval.refused", outcome="refused", details_reason="own_request")
-            ),
+            WantedExport(selection=Filter(action="approval.refused", outcome="refused", details_reason="own_request")),
         ),
+        ("export own over 50,000,000", WantedExport(selection=Filter(own=True, over_krw=Decimal(50_000_000)))),
+        ("export over `0.5`", WantedExport(selection=Filter(over_krw=Decimal("0.5")))),
     ],
 )
 def test_an_export_is_chosen_by_the_words_of_the_audit(text: str, meant: WantedExport) -> None:
@@ -203,6 +205,12 @@ def test_an_export_is_chosen_by_the_words_of_the_audit(text: str, meant: WantedE
         "reason because",
         "#7 #8",
         "parquet",
+        "own own",
+        "over",
+        "over much",
+        "over -1",
+        "over 1,23",
+        "over 1e9",
         "me " * 30,
     ],
 )

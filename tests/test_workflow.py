@@ -29,7 +29,7 @@ from builders import (
 )
 from databases import migrated
 
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.engine import Database
 from bot.database.store import LEASE, SqlStore
 from bot.domain.answer import (
@@ -48,6 +48,7 @@ from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Actor, Reason, timestamp
 from bot.domain.cancel_request import CanceledBy, CancelRequest, DecisionKind, State, Verdict
 from bot.domain.errors import CannotPost, IllegalTransition, NothingDone, TryLater
+from bot.domain.event_filter import Filter
 from bot.domain.order import Order
 from bot.domain.quote import BestPrices, NoPrices, Quote
 from bot.domain.tiers import parse_tiers

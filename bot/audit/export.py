@@ -6,11 +6,9 @@ whole and its hash known, before it gets its name. So nobody has an export, or a
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
-from datetime import datetime
-from decimal import Decimal
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from bot.audit.archive import checkpoint_path, sha256_path
 from bot.audit.draft import Draft, draft
@@ -18,15 +16,15 @@ from bot.audit.forms import FORMS, Rows, Writer, require_libraries
 from bot.audit.signing import is_signed
 from bot.audit.whole_file import refuse_unwritable
 from bot.checkpointing import Sign
-from bot.database.audit_log import LISTED, Filter
+from bot.database.audit_log import LISTED
 from bot.database.checkpoints import Checkpoints
 from bot.database.engine import Database
 from bot.database.snapshot import snapshot
 from bot.database.store import SqlStore
-from bot.domain.audit import Action, Actor, Json, timestamp
+from bot.domain.audit import Action, Actor, Json
 from bot.domain.checkpoint import SignedCheckpoint
 from bot.domain.errors import AuditBroken, NothingDone
-from bot.domain.tiers import value_text
+from bot.domain.event_filter import Filter
 
 _SEQ: Final = LISTED.index("seq")
 
@@ -72,7 +70,7 @@ def export(  # noqa: PLR0913 - what, where to, by whom, and how it is signed
     asked: dict[str, Json] = {
         "file": path.name,
         "format": path.suffix.removeprefix("."),
-        "filter": _as_json(wanted),
+        "filter": wanted.to_json(),
     }
     store = SqlStore(database)
     _begin(store, actor, asked)
@@ -199,15 +197,3 @@ class _Checkpoints:
         except AuditBroken as error:
             self.broken = str(error)
             return None
-
-
-def _as_json(wanted: Filter) -> dict[str, Json]:
-    """What was asked for, by the names of the filter."""
-    given: dict[str, Any] = {field.name: getattr(wanted, field.name) for field in fields(wanted)}
-    return {name: _plain(value) for name, value in given.items() if value is not None}
-
-
-def _plain(value: datetime | Decimal | str | int) -> Json:
-    if isinstance(value, datetime):
-        return timestamp(value)
-    return value_text(value) if isinstance(value, Decimal) else value

@@ -2,12 +2,10 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 from bot.audit.export import NoEvent, write_events
 from bot.audit.forms import FORMS
-from bot.database.audit_log import Filter
 from bot.database.engine import Database
 from bot.database.snapshot import snapshot
 from bot.exporting import MAX_BYTES, MAX_EVENTS, Export, ExportFile, NoFile
@@ -34,10 +32,9 @@ class SqlExportFiles:
             rest()
 
         writer = FORMS[f".{export.wanted.form}"](sink)
-        wanted = Filter(**asdict(export.wanted.selection))
         try:
             with snapshot(self._database) as seen:
-                span = write_events(writer, seen.events(wanted, up_to_seq=export.up_to_seq), go_on)
+                span = write_events(writer, seen.events(export.wanted.selection, up_to_seq=export.up_to_seq), go_on)
         except NoEvent:
             raise NoFile(AUDIT_ALTERED) from None
         if not span.events:

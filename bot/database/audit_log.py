@@ -6,12 +6,11 @@ from typing import Any, Final
 from sqlalchemy import Connection, select
 
 from bot.database.engine import Database
-from bot.database.event_search import MOST_AT_ONCE, Filter, newest
+from bot.database.event_search import MOST_AT_ONCE, narrow, newest
 from bot.database.schema import audit_events
 from bot.database.verification import columns_of
 from bot.domain.audit import Json
-
-__all__ = ["LISTED", "AuditLog", "Filter"]
+from bot.domain.event_filter import Filter
 
 LISTED: Final = tuple(column.name for column in audit_events.columns if column.name != "entry")
 """What is told of each event, in this order."""
@@ -28,7 +27,7 @@ class AuditLog:
         with self._database.read() as connection:
             if newest_first:
                 return _newest_first(connection, wanted, limit)
-            query = wanted.narrow(select(audit_events)).order_by(audit_events.c.seq).limit(limit)
+            query = narrow(select(audit_events), wanted).order_by(audit_events.c.seq).limit(limit)
             return [_to_json(row) for row in connection.execute(query).mappings()]
 
 

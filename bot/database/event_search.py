@@ -15,7 +15,7 @@ choose, however its statistics look.
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from heapq import nlargest
@@ -55,6 +55,7 @@ from bot.database.event_words import (
 )
 from bot.database.schema import audit_events
 from bot.domain.audit import SYSTEM, Action
+from bot.domain.event_filter import Filter
 from bot.domain.tiers import UNKNOWN_VALUE, value_text
 
 MOST_AT_ONCE: Final = 1000
@@ -75,47 +76,31 @@ _KIND: Final = EventKind()
 _MARKED: Final[ColumnElement[int]] = literal_column("1", Integer)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Filter:
-    """Which events to list; None stands for all. What is given holds together."""
+def narrow(query: Select[Any], wanted: Filter) -> Select[Any]:
+    """The query for events that fit only; right, and not always fast."""
+    return query.where(*_conditions(wanted))
 
-    order_uuid: str | None = None
-    request_id: int | None = None
-    actor: str | None = None
-    market: str | None = None
-    action: str | None = None
-    outcome: str | None = None
-    details_reason: str | None = None  #: a word of Reason, as `details.reason` holds it
-    over_krw: Decimal | None = None  #: only of requests for orders that were worth more, or nobody knows how much
-    own: bool | None = None  #: only approvals by the person who asked; False stands for all as well
-    since: datetime | None = None
-    until: datetime | None = None
-    before_seq: int | None = None  #: only events that come before this one
 
-    def narrow(self, query: Select[Any]) -> Select[Any]:
-        """The query for events that fit only; right, and not always fast."""
-        return query.where(*self.conditions())
-
-    def conditions(self, *, by_no_index: bool = False) -> Iterable[ColumnElement[bool]]:
-        """What holds of an event that fits; `by_no_index` keeps the database from finding it by these columns."""
-        for name in ("order_uuid", "request_id", "actor", "market", "action", "outcome"):
-            wanted = getattr(self, name)
-            if wanted is not None:
-                column: ColumnElement[Any] = _EVENT[name]
-                yield (column + (0 if name == "request_id" else "") if by_no_index else column) == wanted
-        if self.details_reason is not None:
-            yield ReasonWord() == self.details_reason
-        if self.over_krw is not None:
-            yield _is_over(self.over_krw)
-        if self.own:
-            yield OwnMark() == _MARKED
-            yield _asked_by_its_actor()
-        if self.before_seq is not None:
-            yield _EVENT.seq < self.before_seq
-        if self.since is not None:
-            yield _EVENT.occurred_at >= self.since
-        if self.until is not None:
-            yield _EVENT.occurred_at < self.until
+def _conditions(wanted: Filter, *, by_no_index: bool = False) -> Iterable[ColumnElement[bool]]:
+    """What holds of an event that fits; `by_no_index` keeps the database from finding it by these columns."""
+    for name in ("order_uuid", "request_id", "actor", "market", "action", "outcome"):
+        value = getattr(wanted, name)
+        if value is not None:
+            column: ColumnElement[Any] = _EVENT[name]
+            yield (column + (0 if name == "request_id" else "") if by_no_index else column) == value
+    if wanted.details_reason is not None:
+        yield ReasonWord() == wanted.details_reason
+    if wanted.over_krw is not None:
+        yield _is_over(wanted.over_krw)
+    if wanted.own:
+        yield OwnMark() == _MARKED
+        yield _asked_by_its_actor()
+    if wanted.before_seq is not None:
+        yield _EVENT.seq < wanted.before_seq
+    if wanted.since is not None:
+        yield _EVENT.occurred_at >= wanted.since
+    if wanted.until is not None:
+        yield _EVENT.occurred_at < wanted.until
 
 
 def newest(connection: Connection, wanted: Filter, *, limit: int) -> list[int]:
@@ -195,13 +180,13 @@ class _Search:
         """Of few events, found by an index: sorted once they are found."""
         # Not the number itself: by its index nothing is found quickly.
         seq = _EVENT.seq + 0
-        fits = self._wanted.conditions(by_no_index=True)
+        fits = _conditions(self._wanted, by_no_index=True)
         query = select(_EVENT.seq).where(*conditions, seq.between(self._low, self._high), *fits)
         return self._numbers(query.order_by(seq.desc()).limit(self._limit))
 
     def along(self, fixed: Sequence[tuple[ColumnElement[Any], Any]]) -> list[int]:
         """Down an index that begins with these columns and goes on with the number."""
-        query = select(_EVENT.seq).where(*self._wanted.conditions(by_no_index=True))
+        query = select(_EVENT.seq).where(*_conditions(self._wanted, by_no_index=True))
         return self._numbers(self._downward(query, fixed, low=self._low).limit(self._limit))
 
     def by_kind(self) -> list[int]:

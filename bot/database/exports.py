@@ -1,7 +1,7 @@
 """The exports that were asked for in Slack: what is still to be done, and what the audit says of them."""
 
 import json
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final
 
 from sqlalchemy import Connection, func, insert, select, update
@@ -11,14 +11,13 @@ from bot.database.engine import Database
 from bot.database.schema import exports
 from bot.domain.audit import Action, Actor, AuditEvent, Json, Outcome, Reason, canonical
 from bot.domain.errors import NothingDone
-from bot.exporting import Export, ExportCommand, ExportFile, Selection, WantedExport
+from bot.domain.event_filter import Filter
+from bot.exporting import Export, ExportCommand, ExportFile, WantedExport
 
 LEASE: Final = timedelta(minutes=5)
 """Longer than a file takes; what is cut off by a crash is taken up again after it."""
 
 TIMER_SLACK: Final = timedelta(milliseconds=50)
-
-_TIMES: Final = frozenset({"since", "until"})
 
 
 class SqlExports:
@@ -78,7 +77,7 @@ class SqlExports:
             number=row.id,
             person=Actor(id=row.actor_id, name=row.actor_name, team_id=row.actor_team),
             team_id=row.team_id,
-            wanted=WantedExport(form=row.form, selection=_selection(row.selection)),
+            wanted=WantedExport(form=row.form, selection=Filter.from_json(json.loads(row.selection))),
             up_to_seq=row.up_to_seq,
             asked_at=row.asked_at,
             leased_at=now,
@@ -172,9 +171,3 @@ def _asked(command: ExportCommand, refusal: Reason | None, facts: dict[str, Json
 def _file_facts(export: Export) -> dict[str, Json]:
     selection = export.wanted.selection.to_json()
     return {"to": "slack", "file": export.file_name, "format": export.wanted.form, "filter": selection}
-
-
-def _selection(text: str) -> Selection:
-    given: dict[str, Any] = json.loads(text)
-    times: dict[str, Any] = {name: datetime.fromisoformat(given[name]) for name in _TIMES & given.keys()}
-    return Selection(**given | times)

@@ -7,11 +7,13 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, Select, func, select, text
 
-from bot.database.audit_log import LISTED, Filter
+from bot.database.audit_log import LISTED
 from bot.database.engine import Database
+from bot.database.event_search import narrow
 from bot.database.schema import audit_events, audit_head
 from bot.database.stored_events import as_stored, streamed
 from bot.domain.audit import GENESIS_HASH
+from bot.domain.event_filter import Filter
 
 _LISTED: Final = as_stored(LISTED)
 """`occurred_at` is text on SQLite, as it is stored, and a time on PostgreSQL."""
@@ -29,7 +31,7 @@ class Snapshot:
 
     def events(self, wanted: Filter, *, up_to_seq: int) -> Iterator[Sequence[Row[Any]]]:
         """The events that fit, a thousand at a time, as the columns of LISTED."""
-        return self._streamed(wanted.narrow(select(*_LISTED)).where(audit_events.c.seq <= up_to_seq))
+        return self._streamed(narrow(select(*_LISTED), wanted).where(audit_events.c.seq <= up_to_seq))
 
     def hashes(self, *, up_to_seq: int) -> Iterator[tuple[int, str]]:
         """Number and hash of each event behind the base."""

@@ -423,7 +423,8 @@ def help_text() -> str:
         "*To have the audit exported* (for the auditors of this bot)\n"
         "• `/cancel export`: all events, as a file in a direct message. Narrow it down as above (a person by their "
         "member ID, such as `@U0BEN`), or with `until 2026-12-01`, `action cancel.sent`, `outcome refused`, "
-        "`reason own_request`; `jsonl` gives one JSON object a line instead of CSV.\n"
+        "`reason own_request`, `over 50000000` (KRW), `own` (approved by who had asked); `jsonl` gives one JSON object "
+        "a line instead of CSV.\n"
         "Requests from private channels and direct messages are shown only to those who asked, may approve or have "
         "decided, and to whoever types the question in that same place."
     )
@@ -1145,7 +1146,7 @@ def export_not_understood(text: str) -> str:
         f"{literal(text, 100)} was not understood, and nothing was exported. Type `/cancel export`, and after it any "
         "of: `csv` or `jsonl`, a uuid, `#n`, a person by their member ID such as `@U0BEN`, `me`, a market such as "
         "`KRW-BTC`, `since 2026-11-01`, `until 2026-12-01`, `action cancel.sent`, `outcome refused`, "
-        "`reason own_request`."
+        "`reason own_request`, `over 50000000`, `own`."
     )
 
 

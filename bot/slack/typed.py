@@ -4,19 +4,21 @@ status <uuid|#n>
 open    [uuid|#n|@user|me|market|since YYYY-MM-DD] [before #n]
 history [uuid|#n|@user|me|market|since YYYY-MM-DD] [before #n]
 help
-export  [csv|jsonl] [uuid|#n|@U…|me|market|since YYYY-MM-DD|until YYYY-MM-DD|action A|outcome O|reason R]
+export  [csv|jsonl] [uuid|#n|@U…|me|market|since YYYY-MM-DD|until YYYY-MM-DD|action A|outcome O|reason R|over KRW|own]
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from enum import StrEnum
 from typing import Final
 
 from bot.domain.audit import Action, Outcome, Reason
+from bot.domain.event_filter import Filter, read_amount
 from bot.domain.order import UUID_PATTERN
-from bot.exporting import Selection, WantedExport
+from bot.exporting import WantedExport
 from bot.inquiry import Wanted
 
 QUOTES: Final = "`'\"‘’“”*_~<>"  # noqa: RUF001 - Slack and phones put these around what people paste
@@ -172,6 +174,8 @@ def _wanted_export(words: Iterator[str], person_id: str) -> WantedExport | None:
         value: object | None
         if bare in _FORMS:
             name, value = "form", bare
+        elif bare == "own":
+            name, value = "own", True
         elif bare in _AFTER_IN_EXPORT:
             name, read = _AFTER_IN_EXPORT[bare]
             value = read(next(words, ""))
@@ -182,7 +186,11 @@ def _wanted_export(words: Iterator[str], person_id: str) -> WantedExport | None:
             return None
         given[name] = value
     form = given.pop("form", "csv")
-    return WantedExport(form=form, selection=Selection(**given))  # type: ignore[arg-type]
+    return WantedExport(form=form, selection=Filter(**given))  # type: ignore[arg-type]
+
+
+def _amount(word: str) -> Decimal | None:
+    return read_amount(word.strip(QUOTES))
 
 
 def _one_of(words: Iterable[str]) -> Callable[[str], object | None]:
@@ -197,11 +205,12 @@ def _one_of(words: Iterable[str]) -> Callable[[str], object | None]:
 
 _FORMS: Final = frozenset({"csv", "jsonl"})
 _AS_IN_THE_AUDIT: Final = {"requester_id": "actor"}
-_EXPORT_NAMES: Final = frozenset({"form", *(field.name for field in fields(Selection))})
+_EXPORT_NAMES: Final = frozenset({"form", *(field.name for field in fields(Filter))})
 _AFTER_IN_EXPORT: Final[dict[str, tuple[str, Callable[[str], object | None]]]] = {
     "since": ("since", _midnight),
     "until": ("until", _midnight),
     "action": ("action", _one_of(Action)),
     "outcome": ("outcome", _one_of(Outcome)),
     "reason": ("details_reason", _one_of(Reason)),
+    "over": ("over_krw", _amount),
 }

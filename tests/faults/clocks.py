@@ -25,9 +25,10 @@ from typing import Any, Final
 
 from sqlalchemy import select
 
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.schema import cancel_requests, decisions
 from bot.domain.cancel_request import State
+from bot.domain.event_filter import Filter
 from bot.playground.demo import DANA, DESK
 from bot.playground.exchange import Mood
 from faults.faulty_bot import set_clock

@@ -34,13 +34,14 @@ from postgresql import Postgresql
 from sqlalchemy import Connection, create_engine, select, text
 from sqlalchemy.exc import DBAPIError
 
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.engine import Database
 from bot.database.schema import cancel_requests
 from bot.database.verification import verify
 from bot.domain.audit import Action
 from bot.domain.cancel_request import State
 from bot.domain.errors import StoreError
+from bot.domain.event_filter import Filter
 from bot.playground.demo import DESK, BotProcess
 from bot.playground.slack_records import Answer, Message, Person
 from bot.slack import messages

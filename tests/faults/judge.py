@@ -9,11 +9,12 @@ from typing import Any, Final
 
 from sqlalchemy import select
 
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.schema import cancel_requests, decisions
 from bot.database.verification import verify
 from bot.domain.audit import Action
 from bot.domain.cancel_request import ENDED_STATES, TRANSITIONS, VERDICT_STATES, DecisionKind, State
+from bot.domain.event_filter import Filter
 from bot.playground.demo import DESK
 from bot.playground.exchange import Delete
 from bot.playground.slack_records import Message

@@ -32,10 +32,11 @@ from typing import Any, Final
 from sqlalchemy import RowMapping, Table, or_, select, update
 
 from bot.app import SLACK_THREADS
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.schema import UtcTime, cancel_requests, notices
 from bot.domain.audit import Action
 from bot.domain.cancel_request import ENDED_STATES, State
+from bot.domain.event_filter import Filter
 from bot.playground.demo import BEN, CARA, DANA, DESK
 from bot.playground.exchange import Mood
 from bot.playground.slack_records import Call, Message, Person

@@ -28,11 +28,12 @@ from typing import Any, Final
 
 from sqlalchemy import select, update
 
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.schema import cancel_requests
 from bot.domain.audit import Action
 from bot.domain.cancel_request import ENDED_STATES, CanceledBy, State
 from bot.domain.errors import NothingDone, StoreError
+from bot.domain.event_filter import Filter
 from bot.playground.exchange import Mood
 from faults.figures import Figures, Ground
 from faults.judge import judge

@@ -21,10 +21,11 @@ from functools import partial
 from time import monotonic
 from typing import Any, Final, cast
 
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.domain.answer import Accepted, NotSent
 from bot.domain.audit import Action
 from bot.domain.cancel_request import ENDED_STATES, State
+from bot.domain.event_filter import Filter
 from bot.playground.exchange import Exchange, Key
 from bot.upbit.client import UpbitClient
 from bot.workflow import FAILED_AFTER

@@ -32,12 +32,13 @@ from urllib.parse import parse_qs, urlsplit
 
 from sqlalchemy import select
 
-from bot.database.audit_log import AuditLog, Filter
+from bot.database.audit_log import AuditLog
 from bot.database.schema import cancel_requests, decisions
 from bot.database.store import LEASE
 from bot.domain.audit import Action
 from bot.domain.cancel_request import DecisionKind, State
 from bot.domain.errors import NothingDone
+from bot.domain.event_filter import Filter
 from bot.playground.demo import DESK
 from bot.playground.slack_records import Person
 from bot.slack import messages
