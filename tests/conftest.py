@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,23 @@ KINDS = ("sqlite", "postgresql")
 if folder := fast_folder():
     # Read by pytest when the first test asks for a folder.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread what waits for real time over the run: one of them waits while others compute."""
+    waiting = [item for item in items if item.get_closest_marker("real_time")]
+    # Between two files: within one, what its tests share would be built again.
+    files = [list(file) for _, file in groupby((item for item in items if item not in waiting), key=lambda i: i.path)]
+    apart = (len(items) - len(waiting)) / (len(waiting) + 1)
+    spread: list[pytest.Item] = []
+    placed = computing = 0
+    for file in files:
+        if placed < len(waiting) and computing >= apart * (placed + 1):
+            spread.append(waiting[placed])
+            placed += 1
+        spread += file
+        computing += len(file)
+    items[:] = [*spread, *waiting[placed:]]
 
 
 @pytest.fixture(autouse=True)

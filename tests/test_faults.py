@@ -37,6 +37,7 @@ def test_every_experiment_is_played_small() -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.real_time
 @pytest.mark.parametrize(("name", "kind"), SMALL, ids=[f"{name}-{kind}" for name, kind in SMALL])
 def test_no_promise_is_broken(name: str, kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Nothing is lost, nothing is done twice, and nothing is said that is not so, whatever is done to the bot."""
