@@ -711,7 +711,7 @@ class _Forger:
         self._before = seen
         fields = _fields(hostile)
         # Who is told that nothing was done has not been acknowledged.
-        is_command = "command" in fields
+        is_command = _is_command(hostile)
         is_taken = status == HTTPStatus.OK and nothing_was_done() not in answered
         asked = self._ledger.asks(fields) if is_command and is_taken else None
         decided = self._ledger.decides(fields) if is_taken and not is_command else None
@@ -788,6 +788,13 @@ def _is_good(hostile: Hostile, *, forms: bool) -> bool:
     names = [name for name, _ in parse_qsl(hostile.body.decode(), keep_blank_values=True)]
     good = GOOD | GOOD_FORMS if forms else GOOD
     return good.get(hostile.family) in names and len(names) == len(set(names))
+
+
+def _is_command(hostile: Hostile) -> bool:
+    """A slash command is the form itself; wrapped into a payload, nobody listens to it."""
+    is_form = dict(hostile.headers)["Content-Type"] != JSON
+    form = dict(parse_qsl(hostile.body.decode(), keep_blank_values=True)) if is_form else {}
+    return "command" in form and not {"payload", "ssl_check"} & form.keys()
 
 
 def _fields(hostile: Hostile) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from simulation import Book, Crash, SimulatedExchange
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, event, func, select, update
 
 from bot.database.engine import Database
 from bot.database.schema import audit_events, audit_head, cancel_requests, decisions, notices
@@ -419,12 +419,21 @@ IS_TRUE: Final[dict[Action, Callable[[Story, Event, str], bool]]] = {
 """What must be true where a request moves."""
 
 
+def _be_patient(connection: Any, _record: object) -> None:
+    """On a busy machine a time-out would end what the same history has done before."""
+    connection.execute("SET statement_timeout = 0")
+    connection.execute("SET lock_timeout = 0")
+    connection.commit()
+
+
 class WatchedDatabase(Database):
     """The product's database by the model's clock; the model looks at each commit before anybody can act on it."""
 
     def __init__(self, url: str, stage: "Stage") -> None:
         super().__init__(url, clock=lambda _connection: stage.now)
         self._stage = stage
+        if not self.is_sqlite:
+            event.listen(self.engine, "connect", _be_patient)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:

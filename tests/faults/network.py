@@ -15,7 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic
@@ -305,7 +305,11 @@ def _cutting(proxy: TcpProxy) -> Iterator[None]:
 
 
 def _nonces_at(exchange: Exchange) -> set[str]:
-    """The nonces of all requests that have reached it."""
-    tokens = [request.headers.get("authorization", "").removeprefix("Bearer ") for request in exchange.requests]
-    claims = [token.split(".")[1] for token in tokens if token]
-    return {json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))["nonce"] for text in claims}
+    """The nonces of all requests that have reached it; one that was cut off within its token has not."""
+    nonces: set[str] = set()
+    for request in exchange.requests:
+        _, _, claims = request.headers.get("authorization", "").partition(".")
+        claims = claims.partition(".")[0]
+        with suppress(ValueError):
+            nonces.add(json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["nonce"])
+    return nonces
