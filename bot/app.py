@@ -21,6 +21,7 @@ from slack_sdk import WebClient
 
 from bot.audit.signing import Signer, is_signed
 from bot.audit.slack_export import SqlExportFiles
+from bot.baton import Baton
 from bot.checkpointing import Checkpointing
 from bot.choosing import Choosing
 from bot.database.checkpoints import SqlDailyCheckpoints
@@ -125,16 +126,17 @@ def run(settings: Settings, *, build: Callable[[Settings], Neighbours] = build_n
         )
     finally:
         database.close()
-    serve(lambda: Bot(settings, build(settings)), host=settings.host, port=settings.port)
+    baton = Baton()
+    serve(lambda: Bot(settings, build(settings), baton=baton), host=settings.host, port=settings.port, baton=baton)
 
 
 class Bot:
     """The wired bot. Nothing runs before `start`."""
 
-    def __init__(self, settings: Settings, neighbours: Neighbours) -> None:
+    def __init__(self, settings: Settings, neighbours: Neighbours, *, baton: Baton | None = None) -> None:
         self._settings = settings
         self._database = neighbours.database
-        self._store = SqlStore(self._database)
+        self._store = SqlStore(self._database, baton=baton)
         self._upbit = neighbours.upbit
         self._quotations = neighbours.quotations
         self._notifier = neighbours.notifier
@@ -281,7 +283,8 @@ class Bot:
 
     def _find_due(self, limit: int) -> Iterable[Job]:
         due = self._store.due(limit=limit, looks=self._workflow.may_look())
-        yield from (Job(EXCHANGE_LANE, request_id) for request_id in due.exchange)
+        for request_id in due.exchange:
+            yield Job(READING_LANE if request_id in due.unread else EXCHANGE_LANE, request_id)
         yield from (Job(SLACK_LANE, request_id) for request_id in due.slack)
         yield from (Job(NOTICE_LANE, notice_id) for notice_id in due.notices)
 

@@ -28,7 +28,7 @@ MAX_QUEUED: Final = 1000
 """Jobs waiting in one lane; what does not fit is found again by the loop."""
 MAX_SHARE_OF_ASKING: Final = 0.2
 """Of the loop's time, what asking the database may take, however often it is nudged."""
-PATIENCE_S: Final = 0.5
+PATIENCE_S: Final = 1.0
 """A patient job waits no longer than this, however many people come after each other."""
 QUIET_S: Final = 0.03
 """So long after the last answer nobody else must have come: who waits for an answer often comes with others."""
@@ -123,10 +123,12 @@ class Worker:
     def nudge(self, *jobs: Job) -> None:
         """Something is due: these jobs at once, and whatever else the database says."""
         with self._changed:
+            looks_often = self._nudged and bool(self._parked)
             for job in jobs:
                 self._enqueue(job)
             self._nudged = True
-            self._changed.notify_all()
+            if not looks_often:
+                self._changed.notify_all()
 
     def is_alive(self) -> bool:
         """Whether every thread lives and the loop comes round."""
@@ -150,6 +152,8 @@ class Worker:
 
     def _enqueue(self, job: Job) -> None:
         if job in self._waiting or job in self._parked or self._stopping:
+            return
+        if job not in self._let_pass and self._parks(job):
             return
         try:
             self._queues[job.lane].put_nowait(job)
@@ -205,15 +209,13 @@ class Worker:
             self._changed.wait(max(0.0, next_at - now))
         self._nudged = False
 
-    def _park(self, job: Job) -> bool:
+    def _parks(self, job: Job) -> bool:
         """Whether the job waits, since people do; once it has waited for as long as it may, it goes."""
-        if job in self._let_pass:
-            self._let_pass.discard(job)
-            return False
         if job.lane not in self._patient or not self._attention or len(self._parked) >= MAX_QUEUED:
             return False
+        if not self._parked:
+            self._changed.notify_all()
         self._parked[job] = self._monotonic() + PATIENCE_S
-        self._changed.notify_all()
         return True
 
     def _unpark(self, now: float) -> None:
@@ -231,7 +233,8 @@ class Worker:
         while (job := jobs.get()) is not None:
             with self._changed:
                 self._waiting.discard(job)
-                is_parked = self._park(job)
+                is_parked = job not in self._let_pass and self._parks(job)
+                self._let_pass.discard(job)
             if self._stopping:
                 return
             if not is_parked:

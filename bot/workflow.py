@@ -426,6 +426,13 @@ class Store(Protocol):
         """
         ...
 
+    def together(self, work: Callable[[Transaction], T]) -> T:
+        """Do the work in a transaction without a request, which it may share with others that come at the same time.
+
+        Committed when this returns. The work may be called twice, if its first time was rolled back.
+        """
+        ...
+
     def read(self, request_id: int) -> CancelRequest | None: ...
 
     def request_of_trigger(self, trigger_id: str) -> int | None: ...
@@ -522,8 +529,7 @@ class CancelWorkflow:
         Raises NothingDone, or CommitInDoubt where even reading again does not tell.
         """
         try:
-            with self._store.transaction() as tx:
-                return self._answer(tx, command, home_team=home_team)
+            return self._store.together(lambda tx: self._answer(tx, command, home_team=home_team))
         except CommitInDoubt:
             request_id = self._read_again(lambda: self._store.request_of_trigger(command.trigger_id))
             if request_id is None:

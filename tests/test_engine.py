@@ -556,8 +556,11 @@ def test_a_statement_that_takes_too_long_is_given_up_soon(postgres: Database) ->
         connection.execute(text("SELECT pg_sleep(20)"))
 
 
-def test_a_connection_that_died_in_the_pool_is_noticed_before_it_is_used(postgres: Database) -> None:
+def test_a_connection_that_died_in_the_pool_is_noticed_before_it_is_used(
+    postgres: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A fail-over or an idle time-out of a proxy must not cost anybody their click."""
+    monkeypatch.setattr("bot.database.engine.TRUSTED_S", 0.0)  # as if it had not been used for so long
     store = SqlStore(postgres)
     ((backend,),) = rows(postgres, "SELECT pg_backend_pid()")
     killer = Database(postgres.url.render_as_string(hide_password=False))

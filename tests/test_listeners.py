@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlencode
 
 import pytest
@@ -403,6 +403,9 @@ class Openings:
         self.people.append((person_id, team_id))
 
 
+Answer = TypeVar("Answer")
+
+
 class BrokenStore:
     """A Store whose transactions fail; what reading again brings, or raises, is the test's."""
 
@@ -413,6 +416,9 @@ class BrokenStore:
     def transaction(
         self, request_id: int | None = None, *, lease: Lease | None = None
     ) -> AbstractContextManager[Transaction]:
+        raise self._failure
+
+    def together(self, work: Callable[[Transaction], Answer]) -> Answer:
         raise self._failure
 
     def read(self, request_id: int) -> CancelRequest | None:

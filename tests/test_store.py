@@ -807,6 +807,23 @@ def test_a_refresh_leaves_alone_what_is_decided(database: Database) -> None:
     assert store.due(limit=10).exchange == ()
 
 
+def test_what_nobody_has_read_yet_is_told_apart(store: SqlStore, clock: HandClock) -> None:
+    """Reading the order of a new request gives way to people, what was decided does not."""
+    decided, new = create_pending(store), create(store)
+    workflow(store).click(click(decided.id))
+    clock.advance(1)
+    due = store.due(limit=10)
+    assert set(due.exchange) == {decided.id, new.id}
+    assert due.unread == {new.id}
+
+
+def test_a_new_request_is_what_stands_in_its_row(store: SqlStore) -> None:
+    """It is not read again."""
+    with store.transaction() as tx:
+        made = tx.create(command(), approvals_channel_id="C0ALL")
+    assert made == store.read(made.id)
+
+
 @pytest.mark.parametrize("looks", [True, False])
 def test_while_looks_are_held_back_pending_requests_wait_unless_they_are_over(
     by_hand: Database, clock: HandClock, *, looks: bool

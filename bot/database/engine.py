@@ -1,6 +1,7 @@
 """The only place that knows SQLite from PostgreSQL."""
 
 import fcntl
+import math
 import os
 import threading
 import time
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InvalidatePoolError, SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from bot.domain.errors import BotError, CommitInDoubt, NothingDone
 
@@ -26,6 +28,9 @@ STATEMENT_TIMEOUT_MS: Final = 1500
 
 A transaction may wait for two locks: the request's row and the audit's head.
 """
+
+TRUSTED_S: Final = 0.5
+"""A connection that was idle for longer may have been cut meanwhile, and is asked before it is used."""
 
 POOL_SIZE: Final = 32
 """16 listeners, 13 workers, the loop and a few to spare."""
@@ -173,13 +178,12 @@ def _sqlite_engine(url: str, *, read_only: bool) -> Engine:
 
 
 def _postgresql_engine(url: str) -> Engine:
-    return create_engine(
+    engine = create_engine(
         url,
         hide_parameters=True,
         pool_size=POOL_SIZE,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_S,
-        pool_pre_ping=True,
         isolation_level="READ COMMITTED",
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_S,
@@ -189,6 +193,20 @@ def _postgresql_engine(url: str) -> Engine:
             " -c timezone=UTC -c idle_in_transaction_session_timeout=10000",
         },
     )
+
+    @event.listens_for(engine, "checkin")
+    def _note_use(_connection: object, record: ConnectionPoolEntry) -> None:
+        record.info["used_at"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def _ask_the_idle(connection: Any, record: ConnectionPoolEntry, _fairy: object) -> None:
+        if time.monotonic() - record.info.get("used_at", -math.inf) >= TRUSTED_S:
+            try:
+                engine.dialect.do_ping(connection)
+            except Exception:  # noqa: BLE001 - whatever it is, another one is opened
+                raise InvalidatePoolError from None
+
+    return engine
 
 
 def _sqlite_clock(connection: Connection) -> datetime:

@@ -1,7 +1,7 @@
 """The requests in SQL: a change of state and its audit event in one transaction, and leases on the lanes."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -28,9 +28,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import ReturningUpdate
 
+from bot.baton import Baton
 from bot.database.chain import REFUSAL, Chain, read_refusal
-from bot.database.engine import Database
+from bot.database.engine import STATEMENT_TIMEOUT_MS, Database
 from bot.database.schema import UtcTime, audit_head, cancel_requests, decisions, not_over_sql, notices, open_states_sql
+from bot.database.together import Answer, Together
 from bot.domain.audit import SYSTEM, Action, Actor, AuditEvent, Json, Outcome, Reason
 from bot.domain.cancel_request import (
     ENDED_STATES,
@@ -102,6 +104,7 @@ class Due:
     """What waits to be done: ids of requests in each lane, and of notices."""
 
     exchange: tuple[int, ...]
+    unread: frozenset[int]  #: those of them whose orders nobody has read yet
     slack: tuple[int, ...]
     notices: tuple[int, ...]
     refresh: bool  #: orders of pending requests are to be looked at again
@@ -110,10 +113,11 @@ class Due:
 class SqlStore:
     """The Store of `bot.workflow` on SQLite and PostgreSQL."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, baton: Baton | None = None) -> None:
         self._database = database
         self._latest: datetime | None = None  # the time at the last round of `due`
         self._end_waits_at: list[datetime] = []
+        self._together = Together(self._shared, patience_s=STATEMENT_TIMEOUT_MS / 1000, baton=baton or Baton())
 
     @contextmanager
     def transaction(self, request_id: int | None = None, *, lease: Lease | None = None) -> Iterator["SqlTransaction"]:
@@ -126,6 +130,17 @@ class SqlStore:
                     raise Overtaken(f"request {request_id} has been taken over")
             chain = Chain(connection)
             yield SqlTransaction(connection, chain, request=request, now=self._database.now(connection))
+            chain.write_head()
+
+    def together(self, work: Callable[["SqlTransaction"], Answer]) -> Answer:
+        return self._together.run(work)
+
+    @contextmanager
+    def _shared(self) -> Iterator[Callable[[], "SqlTransaction"]]:
+        with self._database.write() as connection:
+            chain = Chain(connection)
+            now = self._database.now(connection)
+            yield lambda: SqlTransaction(connection, chain, request=None, now=now)
             chain.write_head()
 
     def read(self, request_id: int) -> CancelRequest | None:
@@ -304,14 +319,17 @@ class SqlStore:
             now = self._database.now(connection)
             told = self._latest or connection.execute(select(audit_head.c.occurred_at)).scalar_one()
 
-            def ids(query: Select[int], **more: datetime) -> tuple[int, ...]:
-                return tuple(connection.execute(query, {"now": now, "most": limit, **more}).scalars())
-
-            held_since = now - timedelta(seconds=LONGEST_HOLD_S)
+            which: dict[str, Any] = {"now": now, "most": limit}
+            if looks:
+                exchange = connection.execute(_DUE_ON_EXCHANGE, which).all()
+            else:
+                held_since = now - timedelta(seconds=LONGEST_HOLD_S)
+                exchange = connection.execute(_DUE_WITHOUT_LOOKS, {**which, "held_since": held_since}).all()
             due = Due(
-                exchange=ids(_DUE_ON_EXCHANGE) if looks else ids(_DUE_WITHOUT_LOOKS, held_since=held_since),
-                slack=ids(_DUE_ON_SLACK),
-                notices=ids(_DUE_NOTICES),
+                exchange=tuple(row.id for row in exchange),
+                unread=frozenset(row.id for row in exchange if row.state == State.REQUESTED.value),
+                slack=tuple(connection.execute(_DUE_ON_SLACK, which).scalars()),
+                notices=tuple(connection.execute(_DUE_NOTICES, which).scalars()),
                 refresh=looks and connection.execute(_REFRESH_DUE, {"now": now}).first() is not None,
             )
         if now < told - CLOCK_TOLERANCE:
@@ -403,7 +421,22 @@ class SqlTransaction:
             "created_at": self.now,
             "next_attempt_at": self.now,
         }
-        self._request = request = _from_row(self._connection.execute(_CREATE, values).mappings().one(), ())
+        request_id = self._connection.execute(_CREATE, values).scalar_one()
+        self._request = request = CancelRequest(
+            id=request_id,
+            order_uuid=command.order_uuid,
+            state=state,
+            requester=replace(command.requester, team_id=command.team_id),
+            reason=command.reason,
+            team_id=command.team_id,
+            channel_id=command.channel_id,
+            approvals_channel_id=approvals_channel_id,
+            in_private=command.in_private,
+            trigger_id=command.trigger_id,
+            response_url=command.response_url,
+            created_at=self.now,
+            next_attempt_at=self.now,
+        )
         self._append(
             Action.REQUEST_CREATED,
             request,
@@ -616,7 +649,7 @@ _KNOWN: Final = select(
     _OPEN_OF_ORDER.scalar_subquery().label("open_id"),
     _COUNT_OPEN_OF.scalar_subquery().label("open_requests"),
 )
-_CREATE: Final = insert(cancel_requests).returning(*cancel_requests.c)
+_CREATE: Final = insert(cancel_requests).returning(cancel_requests.c.id)
 _DECIDE: Final = insert(decisions)
 _TELL: Final = insert(notices)
 _GUARDED: Final = (
@@ -701,14 +734,16 @@ def _needs_no_look() -> ColumnElement[bool]:
 
 def _due(
     table: Table, names: _LaneColumns, *narrowed: ColumnElement[bool], first: Sequence[ColumnElement[int]] = ()
-) -> Select[int]:
+) -> Select[Any]:
     """Ids of what is due `now`, `most` of them: the longest waiting first."""
     due = select(table.c.id).where(_is_due(table, names, "now"), *narrowed)
     return due.order_by(*first, table.c[names.due]).limit(bindparam("most"))
 
 
-_DUE_ON_EXCHANGE: Final = _due(cancel_requests, _LANES[Lane.EXCHANGE], first=[_URGENCY])
-_DUE_WITHOUT_LOOKS: Final = _due(cancel_requests, _LANES[Lane.EXCHANGE], _needs_no_look(), first=[_URGENCY])
+_DUE_ON_EXCHANGE: Final = _due(cancel_requests, _LANES[Lane.EXCHANGE], first=[_URGENCY]).add_columns(
+    cancel_requests.c.state
+)
+_DUE_WITHOUT_LOOKS: Final = _DUE_ON_EXCHANGE.where(_needs_no_look())
 _DUE_ON_SLACK: Final = _due(cancel_requests, _LANES[Lane.SLACK])
 _DUE_NOTICES: Final = _due(notices, _LANES[Lane.EXCHANGE])
 _REFRESH_DUE: Final = (
