@@ -13,7 +13,7 @@ from sqlalchemy import event
 from bot.baton import PATIENCE_S, Baton
 from bot.database.engine import Database
 from bot.database.store import SqlStore
-from bot.database.together import MOST_TOGETHER, Together
+from bot.database.together import ALONE_WITHIN_S, MOST_TOGETHER, Together
 from bot.database.verification import verify
 from bot.domain.errors import CommitInDoubt, NothingDone
 
@@ -29,13 +29,16 @@ class Ledger:
         self.may_begin = threading.Event()
         self.may_begin.set()
         self.fails: BaseException | None = None
-        self.together = Together(self._transaction, patience_s=patience_s, baton=Baton())
+        self.now_s = 0.0
+        self.takes_s = 0.0
+        self.together = Together(self._transaction, patience_s=patience_s, baton=Baton(), monotonic=lambda: self.now_s)
 
     @contextmanager
     def _transaction(self) -> Iterator[Callable[[], list[str]]]:
         written: list[str] = []
         self.begun.release()
         assert self.may_begin.wait(SOON_S)
+        self.now_s += self.takes_s
         yield lambda: written
         if self.fails is not None:
             raise self.fails
@@ -90,6 +93,21 @@ def test_one_fault_is_nobody_elses(threads: ThreadPoolExecutor) -> None:
     assert (first.result(SOON_S), last.result(SOON_S)) == ("first is written", "last is written")
     assert isinstance(wrong.exception(SOON_S), ValueError)
     assert ledger.committed == [["first"], ["last"]]
+
+
+def test_a_slow_database_is_not_asked_once_for_each(threads: ThreadPoolExecutor) -> None:
+    """Everybody has waited long enough, and hears it; nothing of theirs is left behind."""
+    ledger = Ledger()
+    ledger.may_begin.clear()
+    ledger.takes_s = 2 * ALONE_WITHIN_S
+    answers = [threads.submit(ledger.write, "first")]
+    assert ledger.begun.acquire(timeout=SOON_S)
+    answers.append(threads.submit(ledger.write, "wrong"))
+    ledger.wait_until_they_wait(1)
+    ledger.may_begin.set()
+    assert [type(answer.exception(SOON_S)) for answer in answers] == [NothingDone, NothingDone]
+    assert not ledger.begun.acquire(blocking=False)
+    assert ledger.committed == []
 
 
 @pytest.mark.parametrize("failure", [CommitInDoubt("lost"), SystemExit(1)])

@@ -26,7 +26,7 @@ class _Piece(Generic[Given]):
     def __init__(self, work: Callable[[Given], Any]) -> None:
         self.work = work
         self.answer: Any = None
-        self.error: BaseException | None = None
+        self.error: BaseException | None = CommitInDoubt("nobody said")  #: until it is known
         self.is_first = False  #: it is for its thread to do what waits
         self.turn = threading.Lock()  #: held until it is first, or done
         self.turn.acquire()
@@ -41,9 +41,11 @@ class Together(Generic[Given]):
         *,
         patience_s: float,
         baton: Baton,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Work that nobody has begun within `patience_s` is given up."""
         self._baton = baton
+        self._monotonic = monotonic
         self._transaction = transaction
         self._patience_s = patience_s
         self._lock = threading.Lock()
@@ -97,17 +99,20 @@ class Together(Generic[Given]):
 
     def _do(self, first: _Piece[Given]) -> None:
         pieces = [first]
-        begun_at = time.monotonic()
-        error = self._commit(pieces, also=self._next)
-        is_ones_fault = isinstance(error, Exception) and not isinstance(error, CommitInDoubt)
-        if is_ones_fault and len(pieces) > 1 and time.monotonic() - begun_at < ALONE_WITHIN_S:
+        begun_at = self._monotonic()
+        try:
+            error = self._commit(pieces, also=self._next)
+            may_be_anothers = len(pieces) > 1 and isinstance(error, Exception) and not isinstance(error, CommitInDoubt)
             for piece in pieces:
-                piece.error = self._commit([piece])
-        else:
-            for piece in pieces:
-                piece.error = error
-        for piece in pieces[1:]:
-            piece.turn.release()
+                if not may_be_anothers:
+                    piece.error = error
+                elif self._monotonic() - begun_at < ALONE_WITHIN_S:
+                    piece.error = self._commit([piece])
+                else:
+                    piece.error = error if isinstance(error, NothingDone) else NothingDone("rolled_back")
+        finally:
+            for piece in pieces[1:]:
+                piece.turn.release()
 
     def _commit(
         self, pieces: list[_Piece[Given]], *, also: Callable[[], _Piece[Given] | None] = lambda: None
