@@ -117,9 +117,11 @@ def test_what_may_have_been_committed_is_not_done_again(threads: ThreadPoolExecu
     ledger.may_begin.clear()
     ledger.fails = failure
     answers = [threads.submit(ledger.write, word) for word in ("one", "two")]
+    assert ledger.begun.acquire(timeout=SOON_S)
     ledger.wait_until_they_wait(1)
     ledger.may_begin.set()
     assert [answer.exception(SOON_S) for answer in answers] == [failure, failure]
+    assert not ledger.begun.acquire(blocking=False)
     ledger.fails = None
     assert ledger.write("three") == "three is written"
     assert ledger.committed == [["three"]]

@@ -48,6 +48,20 @@ MUTANTS: Final = (
         tests="tests/test_store.py -k sqlite",
     ),
     Mutant(
+        name="a command that was rolled back with another is acknowledged",
+        file="bot/database/together.py",
+        right="            return error\n        return None\n",
+        wrong="            del error\n        return None\n",
+        tests="tests/test_together.py",
+    ),
+    Mutant(
+        name="a command in doubt is written again",
+        file="bot/database/together.py",
+        right=" and not isinstance(error, CommitInDoubt)\n",
+        wrong="\n",
+        tests="tests/test_together.py",
+    ),
+    Mutant(
         name="effect before commit",
         file=WORKFLOW,
         right="        started_at = self._monotonic()\n",
