@@ -73,7 +73,7 @@ class _Amount(click.ParamType[Decimal]):
 
         amount = value if isinstance(value, Decimal) else read_amount(value)
         if amount is None:
-            self.fail(f"{value!r} is no amount: write 50000000, without a sign", param, ctx)
+            self.fail(f"{value!r} is no amount: write 50000000, without separators or a sign", param, ctx)
         return amount
 
 

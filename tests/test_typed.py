@@ -180,7 +180,7 @@ def asked_export(text: str) -> ExportQuestion | None:
             "export action Approval.Refused outcome refused reason `own_request`",
             WantedExport(selection=Filter(action="approval.refused", outcome="refused", details_reason="own_request")),
         ),
-        ("export own over 50,000,000", WantedExport(selection=Filter(own=True, over_krw=Decimal(50_000_000)))),
+        ("export own over 50000000", WantedExport(selection=Filter(own=True, over_krw=Decimal(50_000_000)))),
         ("export over `0.5`", WantedExport(selection=Filter(over_krw=Decimal("0.5")))),
     ],
 )
@@ -209,7 +209,7 @@ def test_an_export_is_chosen_by_the_words_of_the_audit(text: str, meant: WantedE
         "over",
         "over much",
         "over -1",
-        "over 1,23",
+        "over 50,000,000",
         "over 1e9",
         "me " * 30,
     ],

@@ -40,9 +40,8 @@ class Filter:
 
 
 def read_amount(text: str) -> Decimal | None:
-    """An amount as people type it, with commas between its thousands or without; None where it is none."""
-    plain = text.replace(",", "") if _THOUSANDS.fullmatch(text) else text
-    return Decimal(plain) if _AMOUNT.fullmatch(plain) else None
+    """An amount as it is typed, None where it is none, or could be read in two ways, as `50,000` could."""
+    return Decimal(text) if _AMOUNT.fullmatch(text) else None
 
 
 _READ: Final[dict[str, Callable[[str], Any]]] = {
@@ -51,7 +50,6 @@ _READ: Final[dict[str, Callable[[str], Any]]] = {
     "until": datetime.fromisoformat,
 }
 _AMOUNT: Final = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?", re.ASCII)
-_THOUSANDS: Final = re.compile(r"[0-9]{1,3}(,[0-9]{3}){1,9}(\.[0-9]{1,30})?", re.ASCII)
 
 
 def _plain(value: datetime | Decimal | str | int) -> Json:
