@@ -54,7 +54,7 @@ def _of(kind: Kind, here: Stage, arrivals: _Arrivals) -> Iterator[Row]:
     before = len(here.exchange.deletes())
     with here.bot(url) as bot, requests.Session() as session:
         here.slack.events_url = bot.events_url
-        clicks = here.sizes.some(60, quick=5)
+        clicks = here.sizes.some(40, quick=5)
         for number in range(clicks + 3):
             uuid = here.exchange.place()
             began_at = time.perf_counter()

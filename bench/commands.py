@@ -26,7 +26,7 @@ def _of(kind: Kind, here: Stage) -> Iterator[Row]:
     turned_away = 0
     with here.bare_bolt() as bare_port, here.bot(url) as bot:
         here.send([bot.port], here.commands(WARM_UP).requests)
-        for _ in range(here.sizes.some(6, quick=1)):
+        for _ in range(here.sizes.some(4, quick=1)):
             count = here.sizes.some(ANSWERS_OF_ONE, quick=20)
             here.rest(url)
             asked = here.commands(count)

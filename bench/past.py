@@ -157,7 +157,7 @@ def _growth(here: Stage, few: _Past, many: _Past) -> Iterator[Row]:
         "a refresh and a round of what is due": ([], []),
     }
     with here.bot(few.url) as bot_of_few, here.bot(many.url) as bot_of_many:
-        for number in range(here.sizes.some(6, quick=1) + 1):
+        for number in range(here.sizes.some(5, quick=1) + 1):
             for side, (past, bot) in enumerate(((few, bot_of_few), (many, bot_of_many))):
                 measured = _seconds_of_each(here, past, bot, count=here.sizes.some(40, quick=5))
                 if number or here.sizes.is_quick:  # the first one opens the files

@@ -22,7 +22,7 @@ def rows(here: Stage) -> Iterator[Row]:
             url = here.new_database("PostgreSQL")
             deployed[count] = url, [stack.enter_context(here.bot(url)) for _ in range(count)]
             here.send([bot.port for bot in deployed[count][1]], here.commands(8 * count).requests, connections=count)
-        for _ in range(here.sizes.some(4, quick=1)):
+        for _ in range(here.sizes.some(3, quick=1)):
             for count, (url, bots) in deployed.items():
                 here.rest(url)
                 clicked = here.denials(here.insert_pending(url, here.sizes.some(320, quick=32)))

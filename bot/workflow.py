@@ -1496,11 +1496,17 @@ class CancelWorkflow:
                 self._give_up_card(request.id, error)
                 return
             with self._store.transaction(request.id) as tx:
-                is_news = _locked(tx).card_ts is None  # else a click on it came first
-                self._tell_where_card_is(tx)
-                tx.change(card_channel_id=posted.channel_id, card_ts=posted.ts, response_url=None)
-                if is_news:
+                known = _locked(tx)
+                is_the_card = known.card_ts in {None, posted.ts}  # known already where a click on it came first
+                if is_the_card:
+                    self._tell_where_card_is(tx)
+                    tx.change(card_channel_id=posted.channel_id, card_ts=posted.ts, response_url=None)
+                if known.card_ts is None:
                     tx.record(Action.CARD_POSTED, details=_posted_json(posted))
+            if not is_the_card:
+                # Posted twice, by a process that stood still: what was said is in the other card's thread.
+                self._redraw(replace(known, card_channel_id=posted.channel_id, card_ts=posted.ts))
+                return
             request = replace(request, card_channel_id=posted.channel_id, card_ts=posted.ts)
             self._redraw(request)
         elif request.card_shown_revision < request.revision:

@@ -3,7 +3,7 @@
 The store is the product's own on SQLite; the exchange and Slack say what the test has written down for them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
@@ -124,6 +124,7 @@ class ScriptedSlack:
         self.verdicts: list[State] = []
         self.lines: list[Notice] = []
         self.reminders: list[tuple[int, tuple[str, ...]]] = []
+        self.while_posting: list[Callable[[], object]] = []
 
     def _may_fail(self, verb: str) -> None:
         errors = self.errors.get(verb)
@@ -133,6 +134,8 @@ class ScriptedSlack:
     def post_card(self, request: CancelRequest) -> Posted:
         self._may_fail("post_card")
         self.cards.append((request.card_goes_to, "1.000", request.state))
+        for happens in self.while_posting:
+            happens()
         return Posted(request.card_goes_to, "1.000", permalink="https://playground.slack.com/archives/C0DESK/p1000")
 
     def redraw_card(self, request: CancelRequest, *, channel_id: str, ts: str) -> None:
@@ -575,6 +578,21 @@ def test_a_click_on_a_lost_card_adopts_it(story: Story) -> None:
     assert (request.card_channel_id, request.card_ts) == ("C0DESK", "7.000")
     story.go_on(request_id, for_s=1)
     assert story.slack.cards[-1] == ("C0DESK", "7.000", State.PENDING)
+
+
+def test_a_card_that_is_posted_late_does_not_take_the_place_of_the_one_that_was_clicked(story: Story) -> None:
+    """The verdict is in that one's thread; the other shows how it ended all the same."""
+    request_id = story.ask()
+    story.workflow.advance(request_id)
+    story.slack.while_posting = [
+        lambda: story.workflow.click(click(request_id, kind=DecisionKind.DENY, message_ts="9.000"))
+    ]
+    story.workflow.show(request_id)
+    assert story.slack.cards[-1] == ("C0DESK", "1.000", State.DENIED)
+    story.go_on(request_id, for_s=2)
+    assert story.request(request_id).card_ts == "9.000"
+    assert story.slack.cards[-1] == ("C0DESK", "9.000", State.DENIED)
+    assert story.slack.verdicts == [State.DENIED]
 
 
 def test_a_click_on_a_second_copy_redraws_that_copy(story: Story) -> None:
