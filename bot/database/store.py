@@ -220,7 +220,7 @@ class SqlStore:
         with self._database.write() as connection:
             now = self._database.now(connection)
             taken = connection.execute(
-                select(table.c.id, table.c.order_uuid, table.c.order_now, table.c.unseen_since)
+                select(table.c.id, table.c.order_uuid, table.c.order_now, table.c.unseen_since, table.c.refresh_at)
                 .where(is_pending(), table.c.refresh_at <= now)
                 .order_by(table.c.refresh_at)
                 .limit(limit)
@@ -234,7 +234,8 @@ class SqlStore:
                 order_now=load_order(row.order_now),
                 is_unseen=row.unseen_since is not None,
             )
-            for row in taken
+            # Those of one refresh have the same time, and PostgreSQL gives them in any order.
+            for row in sorted(taken, key=lambda row: (row.refresh_at, row.id))
         )
 
     def refresh_again(self, request_ids: Sequence[int]) -> None:
