@@ -137,11 +137,8 @@ class SqlStore:
 
     @contextmanager
     def _shared(self) -> Iterator[Callable[[], "SqlTransaction"]]:
-        with self._database.write() as connection:
-            chain = Chain(connection)
-            now = self._database.now(connection)
-            yield lambda: SqlTransaction(connection, chain, request=None, now=now)
-            chain.write_head()
+        with self.transaction() as tx:
+            yield tx.without_request
 
     def read(self, request_id: int) -> CancelRequest | None:
         with self._database.read() as connection:
@@ -387,6 +384,10 @@ class SqlTransaction:
     def request(self) -> CancelRequest | None:
         return self._request
 
+    def without_request(self) -> "SqlTransaction":
+        """The same transaction for other work in it."""
+        return SqlTransaction(self._connection, self._chain, request=None, now=self.now)
+
     def refusal_of_trigger(self, trigger_id: str) -> Reason | None:
         return self._chain.refusal_of_trigger(trigger_id)
 
@@ -407,11 +408,8 @@ class SqlTransaction:
     def create(self, command: Command, *, approvals_channel_id: str | None = None) -> CancelRequest:
         assert command.order_uuid is not None
         _, state = TRANSITIONS[Action.REQUEST_CREATED]
-        values = {
+        asked: dict[str, Any] = {
             "order_uuid": command.order_uuid,
-            "state": state.value,
-            "requester_id": command.requester.id,
-            "requester_name": command.requester.name,
             "reason": command.reason,
             "team_id": command.team_id,
             "channel_id": command.channel_id,
@@ -422,22 +420,10 @@ class SqlTransaction:
             "created_at": self.now,
             "next_attempt_at": self.now,
         }
+        requester = replace(command.requester, team_id=command.team_id)
+        values = {**asked, "state": state.value, "requester_id": requester.id, "requester_name": requester.name}
         request_id = self._connection.execute(_CREATE, values).scalar_one()
-        self._request = request = CancelRequest(
-            id=request_id,
-            order_uuid=command.order_uuid,
-            state=state,
-            requester=replace(command.requester, team_id=command.team_id),
-            reason=command.reason,
-            team_id=command.team_id,
-            channel_id=command.channel_id,
-            approvals_channel_id=approvals_channel_id,
-            in_private=command.in_private,
-            trigger_id=command.trigger_id,
-            response_url=command.response_url,
-            created_at=self.now,
-            next_attempt_at=self.now,
-        )
+        self._request = request = CancelRequest(id=request_id, state=state, requester=requester, **asked)
         self._append(
             Action.REQUEST_CREATED,
             request,

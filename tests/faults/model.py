@@ -469,10 +469,6 @@ class WatchedStore(SqlStore):
         with self._acting(lease=lease), super().transaction(request_id, lease=lease) as tx:
             yield tx
 
-    def together(self, work: Callable[[SqlTransaction], T]) -> T:
-        with self._acting():
-            return super().together(work)
-
     def lease(self, request_id: int, lane: Lane, *, kept: Lease | None = None) -> Lease | None:
         stage = self._stage
         holder = stage.lanes[lane.value, request_id]
