@@ -151,9 +151,7 @@ class Worker:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _enqueue(self, job: Job) -> None:
-        if job in self._waiting or job in self._parked or self._stopping:
-            return
-        if job not in self._let_pass and self._parks(job):
+        if job in self._waiting or job in self._parked or self._stopping or self._parks(job):
             return
         try:
             self._queues[job.lane].put_nowait(job)
@@ -211,7 +209,9 @@ class Worker:
 
     def _parks(self, job: Job) -> bool:
         """Whether the job waits, since people do; once it has waited for as long as it may, it goes."""
-        if job.lane not in self._patient or not self._attention or len(self._parked) >= MAX_QUEUED:
+        if job in self._let_pass or job.lane not in self._patient or not self._attention:
+            return False
+        if len(self._parked) >= MAX_QUEUED:
             return False
         if not self._parked:
             self._changed.notify_all()
@@ -233,7 +233,7 @@ class Worker:
         while (job := jobs.get()) is not None:
             with self._changed:
                 self._waiting.discard(job)
-                is_parked = job not in self._let_pass and self._parks(job)
+                is_parked = self._parks(job)
                 self._let_pass.discard(job)
             if self._stopping:
                 return
