@@ -59,8 +59,8 @@ def _rate(database: Database, write: Callable[[Database], None], each: int) -> f
 
 def _append(database: Database) -> None:
     with database.write() as connection:
-        chain = Chain(connection)
-        chain.append(EVENT, occurred_at=database.now(connection))
+        chain = Chain(database, connection)
+        chain.append(EVENT, occurred_at=chain.now)
         chain.write_head()
 
 

@@ -13,8 +13,8 @@ recovery path alike: called after a click, when a wait is over, and after a cras
 """
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -414,6 +414,20 @@ class Transaction(Protocol):
         ...
 
 
+class Taken(Protocol):
+    """A lane that is being taken, in a database transaction that holds the request's row."""
+
+    @property
+    def lease(self) -> Lease: ...
+
+    @property
+    def request(self) -> CancelRequest: ...
+
+    def transaction(self) -> AbstractContextManager[Transaction]:
+        """The same transaction, for what can be done before anybody is asked: it commits with the lease."""
+        ...
+
+
 class Store(Protocol):
     """What the workflow needs of the database. Every verb raises StoreError."""
 
@@ -437,8 +451,10 @@ class Store(Protocol):
 
     def request_of_trigger(self, trigger_id: str) -> int | None: ...
 
-    def lease(self, request_id: int, lane: Lane, *, kept: Lease | None = None) -> Lease | None:
-        """Take the lane if it is free and something is due; None otherwise.
+    def lease(
+        self, request_id: int, lane: Lane, *, kept: Lease | None = None
+    ) -> AbstractContextManager["Taken | None"]:
+        """Take the lane if it is free and something is due; None otherwise. The lease is there once this is committed.
 
         A lane that nobody has taken since the `kept` lease is free, too.
         """
@@ -824,7 +840,15 @@ class CancelWorkflow:
 
         A lane that somebody else holds is left to them.
         """
-        return self._hold_of(request_id) or self._under_lease(request_id, Lane.EXCHANGE, self._take_steps)
+        held_s = self._hold_of(request_id)
+        if held_s is not None:
+            return held_s
+        began_at = self._monotonic()
+        with self._taken(request_id, Lane.EXCHANGE) as taken:
+            if taken is None:
+                return None
+            begun = self._begin(taken, began_at=began_at)
+        return self._work(taken.lease, lambda: self._take_steps(taken.lease, begun))
 
     def may_look(self) -> bool:
         """False for the rest of a second whose looks are used up. A longer hold is none: time-outs go on in a ban."""
@@ -846,36 +870,47 @@ class CancelWorkflow:
             del self._held_since[request_id]
         return held_s if 0 < held_s <= SHORT_HOLD_S and not is_long else None
 
-    def _take_steps(self, lease: Lease, request: CancelRequest) -> "Step":
-        step = Step(request=request, due_in_s=0.0)
+    def _begin(self, taken: Taken, *, began_at: float) -> "Step | _Announced":
+        """Where nobody has to be asked first, the first step is committed with the lease."""
+        if taken.request.state is not State.APPROVED:
+            return Step(request=taken.request, due_in_s=0.0)
+        with taken.transaction() as tx:
+            return self._announce(tx, began_at=began_at)
+
+    def _take_steps(self, lease: Lease, begun: "Step | _Announced") -> "Step":
+        step = begun if isinstance(begun, Step) else self._send_announced(lease, begun)
         for _ in range(MAX_STEPS):
-            step = self._step(lease, request)
-            request = step.request or request
             if step.due_in_s != 0.0:
                 break
-        return Step(request=request, due_in_s=step.due_in_s)
+            step = self._step(lease, step.request)
+        return step
 
-    def _under_lease(self, request_id: int, lane: Lane, work: Callable[[Lease, CancelRequest], "Step"]) -> float | None:
-        """Take the lane, work, give it back; None where somebody else holds it or has taken it over."""
-        kept = self._kept.get((request_id, lane))
-        lease = self._store.lease(request_id, lane, kept=kept)
-        self._kept.pop((request_id, lane), None)
-        if lease is None:
-            return None
+    @contextmanager
+    def _taken(self, request_id: int, lane: Lane) -> Iterator[Taken | None]:
+        """Take the lane; None where somebody else holds it."""
+        taken: Taken | None = None
         try:
-            request = self._store.read(request_id)
-            assert request is not None
-            done = work(lease, request)
+            with self._store.lease(request_id, lane, kept=self._kept.get((request_id, lane))) as taken:
+                yield taken
+        except CommitInDoubt:
+            if taken is not None:
+                self._keep(taken.lease)
+            raise
+        self._kept.pop((request_id, lane), None)
+
+    def _work(self, lease: Lease, work: Callable[[], "Step"]) -> float | None:
+        """Work in the lane that was taken, and give it back; None where somebody else has taken it over."""
+        try:
+            done = work()
         except Overtaken:
             return None
         except StoreError:
             # What Slack was told and could not be written down would be told again at once: there the lease runs out.
-            if lane is Lane.EXCHANGE:
+            if lease.lane is Lane.EXCHANGE:
                 self._keep(lease)
             raise
         try:
-            revision = (done.request or request).revision
-            return self._store.release(lease, due_in_s=done.due_in_s, seen_revision=revision)
+            return self._store.release(lease, due_in_s=done.due_in_s, seen_revision=done.request.revision)
         except StoreError:
             self._keep(lease)
             raise
@@ -891,11 +926,11 @@ class CancelWorkflow:
             case State.PENDING:
                 return self._wait(lease)
             case State.APPROVED:
-                return self._send(lease, request)
+                return self._send(lease)
             case State.SENDING | State.ACCEPTED | State.UNRESOLVED:
                 return self._look(lease, request)
             case _:
-                return Step(due_in_s=None)
+                return Step(request=request, due_in_s=None)
 
     def _open(self, lease: Lease, request: CancelRequest) -> "Step":
         """requested: read the order; ask for approval, or say why not."""
@@ -953,8 +988,9 @@ class CancelWorkflow:
                 return Step(request=refused, due_in_s=None)
             if waited >= SLOW_AFTER:
                 self._tell_to_wait(tx, NoticeKind.STILL_ASKING_WHO_MAY)
+            request = _locked(tx)
         gap_s = _gap(READING_GAPS_S, request.attempts, READING_GAP_S)
-        return Step(due_in_s=min(gap_s, (UNREACHABLE_AFTER - waited).total_seconds()))
+        return Step(request=request, due_in_s=min(gap_s, (UNREACHABLE_AFTER - waited).total_seconds()))
 
     def _ask(
         self,
@@ -1069,8 +1105,9 @@ class CancelWorkflow:
             self._record_unseen(tx, answer)
             if waited >= SLOW_AFTER:
                 self._tell_to_wait(tx, NoticeKind.STILL_READING)
+            request = _locked(tx)
         wait_s = max(_gap(READING_GAPS_S, request.attempts, READING_GAP_S), _retry_after_s(answer))
-        return Step(due_in_s=min(wait_s, (UNREACHABLE_AFTER - waited).total_seconds()))
+        return Step(request=request, due_in_s=min(wait_s, (UNREACHABLE_AFTER - waited).total_seconds()))
 
     @staticmethod
     def _tell_to_wait(tx: Transaction, kind: NoticeKind) -> None:
@@ -1087,7 +1124,7 @@ class CancelWorkflow:
     def _wait(self, lease: Lease) -> "Step":
         """pending: until somebody decides or the time is over. Whose lane was woken before that is to be looked at."""
         step = self._expire(lease)
-        if step.request is None or step.request.state is not State.PENDING or step.due_in_s is None:
+        if step.request.state is not State.PENDING or step.due_in_s is None:
             return step
         held_s = self._exchange.hold_s("GET")
         if held_s > 0:
@@ -1184,50 +1221,58 @@ class CancelWorkflow:
         details: dict[str, Json] = {"may_still_approve": list(may_still_approve)}
         tx.record(Action.REMINDER_SENT, details=details, reminded_at=tx.now)
 
-    def _send(self, lease: Lease, request: CancelRequest) -> "Step":
+    def _send(self, lease: Lease) -> "Step":
         """approved: commit that it is being sent, then send it once."""
-        held_s = self._exchange.hold_s("DELETE")
-        call = self._exchange.cancel_call(request.order_uuid, nonce=self._new_nonce())
-        started_at = self._monotonic()
+        began_at = self._monotonic()
         with self._store.transaction(lease.request_id, lease=lease) as tx:
-            request = _locked(tx)
-            if request.state is not State.APPROVED:
-                return Step(request=request, due_in_s=0.0)
-            assert request.send_before is not None
-            left_s = (request.send_before - tx.now).total_seconds()
-            if left_s <= 0:
-                return Step(request=self._move_to_lapsed(tx), due_in_s=None)
-            if held_s > 0:
-                return Step(request=request, due_in_s=min(held_s, left_s))
-            sending = tx.move(
-                Action.CANCEL_SENT,
-                details={
-                    "method": call.method,
-                    "path": call.path,
-                    "uuid": request.order_uuid,
-                    "nonce": call.nonce,
-                    "query_hash": call.query_hash,
-                    "attempt": request.sends + 1,
-                    "order": _order_json(request.order_now),
-                    "looked_at": timestamp(request.looked_at) if request.looked_at else None,
-                },
-                sends=request.sends + 1,
-                unanswered=request.unanswered + 1,
-                sent_at=tx.now,
-                doubt=None,
-            )
-        answer = self._cancel(sending, call, not_after=started_at + SEND_GRACE_S)
+            announced = self._announce(tx, began_at=began_at)
+        return announced if isinstance(announced, Step) else self._send_announced(lease, announced)
+
+    def _announce(self, tx: Transaction, *, began_at: float) -> "Step | _Announced":
+        """approved: write down that it is being sent, in a transaction that began at `began_at` or later."""
+        request = _locked(tx)
+        if request.state is not State.APPROVED:
+            return Step(request=request, due_in_s=0.0)
+        assert request.send_before is not None
+        left_s = (request.send_before - tx.now).total_seconds()
+        if left_s <= 0:
+            return Step(request=self._move_to_lapsed(tx), due_in_s=None)
+        held_s = self._exchange.hold_s("DELETE")
+        if held_s > 0:
+            return Step(request=request, due_in_s=min(held_s, left_s))
+        call = self._exchange.cancel_call(request.order_uuid, nonce=self._new_nonce())
+        sending = tx.move(
+            Action.CANCEL_SENT,
+            details={
+                "method": call.method,
+                "path": call.path,
+                "uuid": request.order_uuid,
+                "nonce": call.nonce,
+                "query_hash": call.query_hash,
+                "attempt": request.sends + 1,
+                "order": _order_json(request.order_now),
+                "looked_at": timestamp(request.looked_at) if request.looked_at else None,
+            },
+            sends=request.sends + 1,
+            unanswered=request.unanswered + 1,
+            sent_at=tx.now,
+            doubt=None,
+        )
+        return _Announced(request=sending, call=call, not_after=began_at + SEND_GRACE_S)
+
+    def _send_announced(self, lease: Lease, announced: "_Announced") -> "Step":
+        answer = self._cancel(announced)
         try:
             return self._record_answer(lease, answer)
         except Overtaken:
             self._record_late(lease.request_id, answer)
             raise
 
-    def _cancel(self, request: CancelRequest, call: Call, *, not_after: float) -> CancelAnswer:
-        if self._monotonic() > not_after:
+    def _cancel(self, announced: "_Announced") -> CancelAnswer:
+        if self._monotonic() > announced.not_after:
             # The process stood still; by now somebody else may have concluded something.
-            return NotSent(cause="stalled", call=call, retry_after_s=0.0)
-        return self._exchange.cancel_order(request.order_uuid, nonce=call.nonce)
+            return NotSent(cause="stalled", call=announced.call, retry_after_s=0.0)
+        return self._exchange.cancel_order(announced.request.order_uuid, nonce=announced.call.nonce)
 
     @staticmethod
     def _move_to_lapsed(tx: Transaction) -> CancelRequest:
@@ -1475,9 +1520,12 @@ class CancelWorkflow:
 
     def show(self, request_id: int) -> float | None:
         """Bring the card and its thread to what the row says; returns when to be called again. Raises StoreError."""
-        return self._under_lease(request_id, Lane.SLACK, self._draw_or_wait)
+        with self._taken(request_id, Lane.SLACK) as taken:
+            if taken is None:
+                return None
+        return self._work(taken.lease, lambda: self._draw_or_wait(taken.request))
 
-    def _draw_or_wait(self, _lease: Lease, request: CancelRequest) -> "Step":
+    def _draw_or_wait(self, request: CancelRequest) -> "Step":
         # Nothing here asks for the lease again: what Slack has taken is true, whoever has the lane by then.
         try:
             self._draw(request)
@@ -1646,8 +1694,16 @@ class Step:
     0 means at once, in the same call; None means never.
     """
 
+    request: CancelRequest
     due_in_s: float | None
-    request: CancelRequest | None = None
+
+
+class _Announced(NamedTuple):
+    """A DELETE whose sending is written down, and that nobody has sent yet."""
+
+    request: CancelRequest
+    call: Call
+    not_after: float  #: on the process's own clock
 
 
 def _is_repeated(request: CancelRequest | None, click: Click) -> bool:

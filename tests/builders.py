@@ -20,7 +20,7 @@ from bot.domain.cancel_request import CancelRequest, DecisionKind
 from bot.domain.errors import NothingDone
 from bot.domain.order import Order
 from bot.domain.quote import BestPrices, NoPrices
-from bot.workflow import CancelWorkflow, Click, Command, Groups, Notice, Posted
+from bot.workflow import CancelWorkflow, Click, Command, Groups, Lane, Lease, Notice, Posted
 
 T = TypeVar("T")
 
@@ -113,6 +113,12 @@ def create_pending(store: SqlStore, **changes: Any) -> CancelRequest:
             expires_at=tx.now + timedelta(minutes=30),
             due_in_s=1800.0,
         )
+
+
+def take(store: SqlStore, request_id: int, lane: Lane) -> Lease | None:
+    """Take a lane, and do nothing yet."""
+    with store.lease(request_id, lane) as taken:
+        return None if taken is None else taken.lease
 
 
 def walk(store: SqlStore, request_id: int, *actions: Action) -> CancelRequest:

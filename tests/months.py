@@ -89,7 +89,7 @@ class Happened:
     def write(self, database: Database) -> None:
         """Into the audit, as one chain."""
         with database.write() as connection:
-            chain = Chain(connection)
+            chain = Chain(database, connection)
             for at, event in self.ordered():
                 chain.append(event, occurred_at=at)
             chain.write_head()

@@ -28,7 +28,7 @@ EVENTS = 5
 def append(database: Database, *events: AuditEvent) -> None:
     """Write the events a second apart."""
     with database.write() as connection:
-        chain = Chain(connection)
+        chain = Chain(database, connection)
         for count, event in enumerate(events):
             chain.append(event, occurred_at=START + timedelta(seconds=count))
         chain.write_head()

@@ -35,7 +35,7 @@ def clicks(database: Database) -> Database:
     """Refused clicks: five of who asked, and one by a stranger whose name is a formula."""
     own, stranger = Actor(id="U0DANA", name="dana"), Actor(id="U0EVE", name=FORMULA)
     with database.write() as connection:
-        chain = Chain(connection)
+        chain = Chain(database, connection)
         for actor, reason in [*[(own, Reason.OWN_REQUEST)] * 5, (stranger, Reason.NOT_AN_APPROVER)]:
             event = AuditEvent(
                 action=Action.APPROVAL_REFUSED,
@@ -229,7 +229,7 @@ ODD: list[tuple[Action, dict[str, Any], str]] = [
 def test_an_event_has_a_kind_whatever_stands_in_it(database: Database) -> None:
     """What cannot be put into the index cannot be recorded, and an outcome that is not recorded is lost."""
     with database.write() as connection:
-        chain = Chain(connection)
+        chain = Chain(database, connection)
         for action, details, _ in ODD:
             chain.append(AuditEvent(action=action, details=details), occurred_at=START)
         chain.write_head()
@@ -257,7 +257,7 @@ def test_an_approval_that_does_not_say_who_asked_is_looked_up(database: Database
     """Those of the version before must not be passed over."""
     ben, dana = Actor(id="U0BEN"), Actor(id="U0DANA")
     with database.write() as connection:
-        chain = Chain(connection)
+        chain = Chain(database, connection)
         for request_id, asks in ((1, ben), (2, dana)):
             for action, actor in ((Action.REQUEST_CREATED, asks), (Action.REQUEST_APPROVED, ben)):
                 chain.append(AuditEvent(action=action, actor=actor, request_id=request_id), occurred_at=START)

@@ -44,7 +44,7 @@ def disarm(database: Database) -> None:
 
 def append(database: Database, count: int) -> None:
     with database.write() as connection:
-        chain = Chain(connection)
+        chain = Chain(database, connection)
         for _ in range(count):
             chain.append(AuditEvent(action=Action.COMMAND_REFUSED, actor=REQUESTER), occurred_at=START)
         chain.write_head()

@@ -551,7 +551,7 @@ def test_checkpoints_of_what_was_pruned_are_not_said_to_agree(database: Database
     new = checkpoint(database).stdout
     disarm(database)
     with database.write() as connection:
-        Chain(connection).begin_behind(7)
+        Chain(database, connection).begin_behind(7)
         connection.execute(text("DELETE FROM audit_events WHERE seq <= 7"))
     url, file = address(database), folder / "kept.txt"
     file.write_text(old + new, encoding="utf-8")

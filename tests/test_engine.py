@@ -8,8 +8,9 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ import pytest
 from builders import HOME, HandClock, at_once, click, command, create, create_pending, execute, present, rows, workflow
 from databases import migrated
 from postgresql import Postgresql
-from sqlalchemy import event, insert, text, update
+from sqlalchemy import event, insert, select, text, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from bot.database.engine import Database, DatabaseInUse, RunLock, sqlite_path
@@ -130,6 +131,29 @@ def test_the_databases_clock_speaks_utc(database: Database) -> None:
     """Whatever the machine's time zone is."""
     with database.read() as connection:
         assert database.now(connection).tzinfo is UTC
+
+
+def test_the_time_of_a_lock_is_told_once_it_is_held(postgres: Database) -> None:
+    """Who waited must not write an older time than who wrote before; here nobody wrote, and the row is as it was."""
+    query = select(audit_head).with_for_update()
+
+    def wait() -> datetime:
+        with postgres.write() as connection:
+            return postgres.lock(connection, query)[1]
+
+    with ThreadPoolExecutor(1) as threads:
+        with postgres.write() as connection:
+            postgres.lock(connection, query)
+            waiting = threads.submit(wait)
+            until_somebody_waits(postgres)
+            held_at = postgres.now(connection)
+        assert waiting.result() > held_at
+
+
+def until_somebody_waits(postgres: Database) -> None:
+    ends_at = time.monotonic() + SOON_S
+    while not rows(postgres, "SELECT 1 FROM pg_locks WHERE NOT granted"):
+        assert time.monotonic() < ends_at
 
 
 # A COMMIT that fails

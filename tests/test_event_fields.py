@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from builders import APPROVER, REQUESTER, SECOND, STRANGER, click, command, present
+from builders import APPROVER, REQUESTER, SECOND, STRANGER, click, command, present, take
 from desk import ANSWER, CANCELED, KOREAN, PARTLY, Desk
 from test_workflow import BLIND, DONE, GONE, LOST, NO_KEY, NOT_SENT, OPEN, ScriptedExchange, sees
 
@@ -65,7 +65,7 @@ class Late(ScriptedExchange):
 
     def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
         self.desk.clock.advance(LEASE.total_seconds() + 1)
-        present(self.desk.store.lease(self.request_id, Lane.EXCHANGE))
+        present(take(self.desk.store, self.request_id, Lane.EXCHANGE))
         return self.answer
 
 

@@ -314,7 +314,7 @@ def test_a_flood_of_clicks_makes_no_endless_page(sqlite_desk: Desk, tmp_path: Pa
     """Anybody in the channel can press a thousand times; the events have it all, the page the first and the rest."""
     request_id = sqlite_desk.asked()
     with sqlite_desk.database.write() as connection:
-        chain = Chain(connection)
+        chain = Chain(sqlite_desk.database, connection)
         click = AuditEvent(action=Action.APPROVAL_REFUSED, actor=STRANGER, request_id=request_id)
         for _ in range(MAX_SHOWN + 50):
             chain.append(click, occurred_at=START + timedelta(minutes=1))

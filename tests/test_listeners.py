@@ -45,7 +45,7 @@ from bot.slack.listeners import (
 )
 from bot.slack.notifier import Identity
 from bot.worker import Attention
-from bot.workflow import CancelWorkflow, Lane, Lease, Notice, NoticeKind, Posted, Transaction, Watched
+from bot.workflow import CancelWorkflow, Lane, Lease, Notice, NoticeKind, Posted, Taken, Transaction, Watched
 
 UUID = "cdd92199-2897-4e14-9448-f923320408ad"
 OTHER_UUID = "9ca023a5-851b-4fec-9f0a-48cd83c2eaae"
@@ -434,7 +434,7 @@ class BrokenStore:
     def requester_called(self, name: str) -> str | None:
         raise self._failure
 
-    def lease(self, request_id: int, lane: Lane, *, kept: Lease | None = None) -> Lease | None:
+    def lease(self, request_id: int, lane: Lane, *, kept: Lease | None = None) -> AbstractContextManager[Taken | None]:
         raise NotImplementedError
 
     def release(self, lease: Lease, *, due_in_s: float | None, seen_revision: int) -> float | None:

@@ -38,6 +38,7 @@ from builders import (
     order_uuid,
     present,
     rows,
+    take,
     walk,
     workflow,
 )
@@ -287,9 +288,9 @@ def test_who_lost_the_lease_changes_nothing(store: SqlStore, clock: HandClock) -
     """A worker that hung past its lease must not overwrite what the next one found."""
     made = create_pending(store)
     clock.advance(1800)
-    lost = present(store.lease(made.id, Lane.EXCHANGE))
+    lost = present(take(store, made.id, Lane.EXCHANGE))
     clock.advance(LEASE.total_seconds())
-    held = present(store.lease(made.id, Lane.EXCHANGE))
+    held = present(take(store, made.id, Lane.EXCHANGE))
     with pytest.raises(Overtaken), store.transaction(made.id, lease=lost) as tx:
         tx.move(Action.REQUEST_EXPIRED)
     with pytest.raises(Overtaken), store.transaction(made.id, lease=lost) as tx:
@@ -304,8 +305,8 @@ def test_each_lane_has_a_fence_of_its_own(store: SqlStore, clock: HandClock) -> 
     """Drawing a card must not take the exchange's lease away."""
     made = create_pending(store)
     clock.advance(1800)
-    held = present(store.lease(made.id, Lane.EXCHANGE))
-    present(store.lease(made.id, Lane.SLACK))
+    held = present(take(store, made.id, Lane.EXCHANGE))
+    present(take(store, made.id, Lane.SLACK))
     assert present(store.read(made.id)).fence == held.fence
     with store.transaction(made.id, lease=held) as tx:
         tx.change(card_ts="1.2")
@@ -384,7 +385,7 @@ def test_a_command_that_made_no_request_is_recorded_with_its_own_facts(store: Sq
 def test_only_a_new_revision_asks_for_the_card_to_be_drawn(store: SqlStore) -> None:
     """What only the lanes need must not redraw the card."""
     made = create_pending(store)
-    drawn = present(store.lease(made.id, Lane.SLACK))
+    drawn = present(take(store, made.id, Lane.SLACK))
     store.release(drawn, due_in_s=None, seen_revision=made.revision)
     with store.transaction(made.id) as tx:
         tx.change(attempts=3)
@@ -428,51 +429,51 @@ def test_what_a_person_found_at_upbit_settles_an_unresolved_request(store: SqlSt
 def test_a_lane_has_one_holder(store: SqlStore) -> None:
     """Two workers on one request would send two DELETEs."""
     made = create(store)
-    first = store.lease(made.id, Lane.EXCHANGE)
+    first = take(store, made.id, Lane.EXCHANGE)
     assert first == Lease(request_id=made.id, lane=Lane.EXCHANGE, fence=1)
-    assert store.lease(made.id, Lane.EXCHANGE) is None
-    assert store.lease(42, Lane.EXCHANGE) is None
+    assert take(store, made.id, Lane.EXCHANGE) is None
+    assert take(store, 42, Lane.EXCHANGE) is None
 
 
 def test_of_many_who_reach_for_a_lease_at_once_one_gets_it(store: SqlStore) -> None:
     """The click's nudge and the loop's round meet all the time."""
     made = create(store)
-    taken = at_once(*[lambda: store.lease(made.id, Lane.EXCHANGE)] * 8)
+    taken = at_once(*[lambda: take(store, made.id, Lane.EXCHANGE)] * 8)
     assert [lease for lease in taken if lease is not None] == [Lease(request_id=made.id, lane=Lane.EXCHANGE, fence=1)]
 
 
 def test_a_lease_runs_out_by_the_databases_clock(store: SqlStore, clock: HandClock) -> None:
     """A worker that died holds nothing for ever, and machines need not agree on the time."""
     made = create(store)
-    store.lease(made.id, Lane.EXCHANGE)
+    take(store, made.id, Lane.EXCHANGE)
     clock.advance(LEASE.total_seconds() - 0.001)
-    assert store.lease(made.id, Lane.EXCHANGE) is None
+    assert take(store, made.id, Lane.EXCHANGE) is None
     assert store.due(limit=10).exchange == ()
     clock.advance(0.001)
     assert store.due(limit=10).exchange == (made.id,)
-    assert present(store.lease(made.id, Lane.EXCHANGE)).fence == 2
+    assert present(take(store, made.id, Lane.EXCHANGE)).fence == 2
 
 
 def test_a_lease_that_was_lost_cannot_be_given_back(store: SqlStore, clock: HandClock) -> None:
     """Else the one who hung would free the lane under the one who works."""
     made = create(store)
-    lost = present(store.lease(made.id, Lane.EXCHANGE))
+    lost = present(take(store, made.id, Lane.EXCHANGE))
     clock.advance(LEASE.total_seconds())
-    store.lease(made.id, Lane.EXCHANGE)
+    take(store, made.id, Lane.EXCHANGE)
     assert store.release(lost, due_in_s=1.0, seen_revision=made.revision) is None
-    assert store.lease(made.id, Lane.EXCHANGE) is None
+    assert take(store, made.id, Lane.EXCHANGE) is None
 
 
 def test_a_lease_that_is_given_back_is_due_when_its_holder_said(store: SqlStore, clock: HandClock) -> None:
     """Waits between looks at the order live in the row, so a restart keeps them."""
     made = create(store)
-    lease = present(store.lease(made.id, Lane.EXCHANGE))
+    lease = present(take(store, made.id, Lane.EXCHANGE))
     assert store.release(lease, due_in_s=5.0, seen_revision=made.revision) == 5.0
     read = present(store.read(made.id))
     assert (read.next_attempt_at, read.attempts) == (START + timedelta(seconds=5), 1)
-    assert store.lease(made.id, Lane.EXCHANGE) is None
+    assert take(store, made.id, Lane.EXCHANGE) is None
     clock.advance(5.0)
-    last = present(store.lease(made.id, Lane.EXCHANGE))
+    last = present(take(store, made.id, Lane.EXCHANGE))
     assert store.release(last, due_in_s=None, seen_revision=made.revision) is None
     read = present(store.read(made.id))
     assert (read.next_attempt_at, read.attempts) == (None, 0)
@@ -481,13 +482,13 @@ def test_a_lease_that_is_given_back_is_due_when_its_holder_said(store: SqlStore,
 def test_a_timer_that_fires_a_little_early_finds_its_work(store: SqlStore, clock: HandClock) -> None:
     """Else the work would wait for the next round of the loop."""
     made = create(store)
-    lease = present(store.lease(made.id, Lane.EXCHANGE))
+    lease = present(take(store, made.id, Lane.EXCHANGE))
     store.release(lease, due_in_s=5.0, seen_revision=made.revision)
     clock.now = START + timedelta(seconds=5) - TIMER_SLACK - timedelta(milliseconds=1)
-    assert store.lease(made.id, Lane.EXCHANGE) is None
+    assert take(store, made.id, Lane.EXCHANGE) is None
     clock.now = START + timedelta(seconds=5) - TIMER_SLACK
     assert store.due(limit=10).exchange == ()
-    assert store.lease(made.id, Lane.EXCHANGE) is not None
+    assert take(store, made.id, Lane.EXCHANGE) is not None
 
 
 @pytest.mark.parametrize("lane", list(Lane))
@@ -498,20 +499,20 @@ def test_a_row_that_changed_meanwhile_is_due_at_once(
     """No wake-up is lost: a click during a step would otherwise wait for the step's own time."""
     made = create_pending(store)
     clock.advance(1800)
-    lease = present(store.lease(made.id, lane))
+    lease = present(take(store, made.id, lane))
     walk(store, made.id, Action.REQUEST_APPROVED)
     assert store.release(lease, due_in_s=due_in_s, seen_revision=made.revision) == 0.0
-    assert store.lease(made.id, lane) is not None
+    assert take(store, made.id, lane) is not None
     assert present(store.read(made.id)).card_shown_revision == -1
 
 
 def test_a_card_that_was_drawn_shows_the_revision_that_was_seen(store: SqlStore) -> None:
     """`card_shown_revision` is what keeps cards from being drawn for nothing, or not at all."""
     made = create_pending(store)
-    waiting = present(store.lease(made.id, Lane.SLACK))
+    waiting = present(take(store, made.id, Lane.SLACK))
     store.release(waiting, due_in_s=0.0, seen_revision=made.revision)
     assert present(store.read(made.id)).card_shown_revision == -1
-    drawn = present(store.lease(made.id, Lane.SLACK))
+    drawn = present(take(store, made.id, Lane.SLACK))
     store.release(drawn, due_in_s=None, seen_revision=made.revision)
     read = present(store.read(made.id))
     assert (read.card_shown_revision, read.card_attempts) == (made.revision, 0)
@@ -520,7 +521,7 @@ def test_a_card_that_was_drawn_shows_the_revision_that_was_seen(store: SqlStore)
 def test_what_is_due_is_listed_longest_waiting_first(store: SqlStore, clock: HandClock) -> None:
     """Nobody starves when there is more than fits."""
     first, second, third = (create(store) for _ in range(3))
-    lease = present(store.lease(first.id, Lane.EXCHANGE))
+    lease = present(take(store, first.id, Lane.EXCHANGE))
     clock.advance(1)
     store.release(lease, due_in_s=0.0, seen_revision=first.revision)
     create_pending(store)
@@ -558,7 +559,7 @@ def test_where_no_looks_go_what_needs_one_is_left_out_for_a_while(
 def test_a_pending_request_is_due_at_its_expiry_whatever_the_step_said(store: SqlStore, clock: HandClock) -> None:
     """The clock was set forward between opening it and giving back the lease: the wait would count from then on."""
     made = create(store)
-    lease = present(store.lease(made.id, Lane.EXCHANGE))
+    lease = present(take(store, made.id, Lane.EXCHANGE))
     with store.transaction(made.id, lease=lease) as tx:
         opened = tx.move(Action.REQUEST_OPENED, expires_at=START + timedelta(minutes=30))
     clock.advance(3600)

@@ -31,7 +31,7 @@ def owned(database: Database) -> Database:
     people = (REQUESTER, APPROVER, SECOND)
     actions = (Action.REQUEST_CREATED, Action.APPROVAL_REFUSED, Action.REQUEST_APPROVED, Action.ORDER_CANCELED)
     with database.write() as connection:
-        chain = Chain(connection)
+        chain = Chain(database, connection)
         for count in range(EVENTS):
             event = AuditEvent(
                 action=actions[count % 4],
@@ -175,7 +175,7 @@ def test_progress_is_told_now_and_then(database: Database) -> None:
     """A million events take ten seconds, and somebody waits."""
     heard: list[int] = []
     with database.write() as connection:
-        chain = Chain(connection)
+        chain = Chain(database, connection)
         for _ in range(2500):
             chain.append(AuditEvent(action=Action.COMMAND_REFUSED), occurred_at=START)
         chain.write_head()

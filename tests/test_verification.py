@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 def append(database: Database, count: int) -> None:
     with database.write() as connection:
-        chain = Chain(connection)
+        chain = Chain(database, connection)
         for _ in range(count):
             event = AuditEvent(action=Action.COMMAND_REFUSED, actor=(REQUESTER, APPROVER)[chain.seq % 2])
             chain.append(event, occurred_at=START + timedelta(minutes=chain.seq))
@@ -180,7 +180,7 @@ def test_the_first_bad_event_is_named_and_what_is_wrong_with_it(
 
 def prune(database: Database, up_to: int) -> None:
     with database.write() as connection:
-        Chain(connection).begin_behind(up_to)
+        Chain(database, connection).begin_behind(up_to)
         connection.execute(audit_events.delete().where(audit_events.c.seq <= up_to))
 
 
@@ -200,7 +200,7 @@ def test_a_pruned_chain_verifies_from_its_base_and_goes_on(filled: Database) -> 
 def test_a_base_needs_an_event(filled: Database) -> None:
     """A base that was never an event would leave nothing to verify from."""
     with filled.write() as connection, pytest.raises(ValueError, match="there is no event 9"):
-        Chain(connection).begin_behind(9)
+        Chain(filled, connection).begin_behind(9)
     assert verify(filled).events == EVENTS
 
 

@@ -4,6 +4,7 @@ The store is the product's own on SQLite; the exchange and Slack say what the te
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
@@ -26,12 +27,14 @@ from builders import (
     command,
     order,
     present,
+    take,
 )
 from databases import migrated
+from sqlalchemy import event
 
 from bot.database.audit_log import AuditLog
 from bot.database.engine import Database
-from bot.database.store import LEASE, SqlStore
+from bot.database.store import LEASE, SqlStore, SqlTaken
 from bot.domain.answer import (
     Accepted,
     Call,
@@ -47,7 +50,7 @@ from bot.domain.answer import (
 from bot.domain.approval import ApprovalPolicy
 from bot.domain.audit import Actor, Reason, timestamp
 from bot.domain.cancel_request import CanceledBy, CancelRequest, DecisionKind, State, Verdict
-from bot.domain.errors import CannotPost, IllegalTransition, NothingDone, TryLater
+from bot.domain.errors import CannotPost, CommitInDoubt, IllegalTransition, NothingDone, TryLater
 from bot.domain.event_filter import Filter
 from bot.domain.order import Order
 from bot.domain.quote import BestPrices, NoPrices, Quote
@@ -1088,7 +1091,7 @@ def test_an_answer_after_the_lease_was_lost_is_audited(story: Story) -> None:
     class Hanging(ScriptedExchange):
         def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
             taken_over.clock.advance(LEASE.total_seconds() + 1)
-            assert taken_over.store.lease(request_id, Lane.EXCHANGE) is not None
+            assert take(taken_over.store, request_id, Lane.EXCHANGE) is not None
             return super().cancel_order(uuid, nonce=nonce)
 
     story.exchange = Hanging()
@@ -1105,8 +1108,8 @@ def test_an_answer_after_the_lease_was_lost_is_audited(story: Story) -> None:
 def test_a_lane_that_somebody_else_holds_is_left_to_them(story: Story) -> None:
     """Two replicas see the same row; one works."""
     request_id = story.approved()
-    assert story.store.lease(request_id, Lane.EXCHANGE) is not None
-    assert story.store.lease(request_id, Lane.SLACK) is not None
+    assert take(story.store, request_id, Lane.EXCHANGE) is not None
+    assert take(story.store, request_id, Lane.SLACK) is not None
     assert story.workflow.advance(request_id) is None
     assert story.workflow.show(request_id) is None
     assert story.exchange.sent == []
@@ -1387,6 +1390,55 @@ class FlickeringStore(SqlStore):
         return super().release(lease, due_in_s=due_in_s, seen_revision=seen_revision)
 
 
+class DoubtfulStore(SqlStore):
+    """A database that is cut off while the taking of a lane is committed."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.is_cut_off = False
+
+    @contextmanager
+    def lease(self, request_id: int, lane: Lane, *, kept: Lease | None = None) -> Iterator[SqlTaken | None]:
+        with super().lease(request_id, lane, kept=kept) as taken:
+            yield taken
+        if self.is_cut_off:
+            raise CommitInDoubt("cut off")
+
+
+def test_nothing_is_sent_where_its_announcement_is_in_doubt(story: Story) -> None:
+    """Only who knows that it is written down may send it. The others look, and send it once it is surely too late."""
+    store = DoubtfulStore(story.database)
+    story.store = store
+    request_id = story.approved()
+    workflow = story.workflow
+    store.is_cut_off = True
+    with pytest.raises(CommitInDoubt):
+        workflow.advance(request_id)
+    assert story.exchange.sent == []
+    assert story.state(request_id) is State.SENDING
+    store.is_cut_off = False
+    looked = story.exchange.looked
+    assert workflow.advance(request_id) is not None
+    assert (story.exchange.sent, story.exchange.looked) == ([], looked + 1)
+
+
+def test_between_the_click_and_the_cancel_lie_two_commits(story: Story) -> None:
+    """The decision, and the lease with the announcement: each waits for the disk, and somebody waits for the cancel."""
+    request_id = story.asked()
+    commits, before_sending = list[None](), list[int]()
+
+    class Noting(ScriptedExchange):
+        def cancel_order(self, uuid: str, *, nonce: str) -> CancelAnswer:
+            before_sending.append(len(commits))
+            return super().cancel_order(uuid, nonce=nonce)
+
+    story.exchange = Noting()
+    event.listen(story.database.engine, "commit", lambda _connection: commits.append(None))
+    assert story.workflow.click(click(request_id, message_ts="1.000")) is None
+    story.workflow.advance(request_id)
+    assert before_sending == [2]
+
+
 @pytest.mark.parametrize("lane", [Lane.EXCHANGE, Lane.SLACK])
 def test_a_lane_that_could_not_be_given_back_is_taken_up_again_at_once(story: Story, lane: Lane) -> None:
     """Nobody works under that lease any more: a hiccup of the database must not hold up a cancel for half a minute."""
@@ -1399,7 +1451,7 @@ def test_a_lane_that_could_not_be_given_back_is_taken_up_again_at_once(story: St
     with pytest.raises(NothingDone):
         work(request_id)
     store.is_away = False
-    assert story.store.lease(request_id, lane) is None
+    assert take(story.store, request_id, lane) is None
     story.exchange.looks = [sees(CANCELED)]
     if lane is Lane.EXCHANGE:
         assert story.state(request_id) is State.ACCEPTED
@@ -1550,13 +1602,13 @@ def test_a_request_expires_by_the_clock_also_after_it_was_set_back(story: Story)
 def test_a_lease_that_a_clock_made_long_is_cut(story: Story) -> None:
     """Who held it may be dead; who lives is protected by the fence."""
     request_id = story.approved()
-    held = present(story.store.lease(request_id, Lane.EXCHANGE))
+    held = present(take(story.store, request_id, Lane.EXCHANGE))
     story.store.due(limit=10)
     story.clock.advance(-600)
     story.store.due(limit=10)
-    assert story.store.lease(request_id, Lane.EXCHANGE) is None
+    assert take(story.store, request_id, Lane.EXCHANGE) is None
     story.clock.advance(LEASE.total_seconds())
-    taken = present(story.store.lease(request_id, Lane.EXCHANGE))
+    taken = present(take(story.store, request_id, Lane.EXCHANGE))
     assert taken.fence == held.fence + 1
 
 
@@ -1568,7 +1620,7 @@ def test_a_card_that_was_drawn_late_is_drawn_once_more(story: Story) -> None:
     request_id = story.asked()
     with story.store.transaction(request_id) as tx:
         tx.change(redraw=True)
-    late = present(story.store.lease(request_id, Lane.SLACK))
+    late = present(take(story.store, request_id, Lane.SLACK))
     story.clock.advance(LEASE.total_seconds())
     assert story.workflow.show(request_id) is None
     assert story.store.due(limit=1).slack == ()

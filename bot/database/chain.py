@@ -12,6 +12,7 @@ from typing import Final
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
+from bot.database.engine import Database
 from bot.database.schema import audit_events, audit_head
 from bot.domain.audit import Action, AuditEvent, Reason, canonical, chain_hash, columns, timestamp
 
@@ -33,9 +34,9 @@ REFUSAL: Final = (
 class Chain:
     """The end of the chain, locked for the length of a transaction."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, database: Database, connection: Connection) -> None:
         self._connection = connection
-        head = connection.execute(_LOCK_HEAD).one()
+        head, self.now = database.lock(connection, _LOCK_HEAD)
         self.seq: int = head.seq
         self.hash: str = head.hash
         self.occurred_at: datetime = head.occurred_at

@@ -47,7 +47,9 @@ class Checkpoints:
         """
         verified = self._verified(start, progress)
         with self._database.write() as connection:
-            return self._keep(connection, Chain(connection), sign, verified, actor=actor, is_to_post=is_to_post)
+            return self._keep(
+                connection, Chain(self._database, connection), sign, verified, actor=actor, is_to_post=is_to_post
+            )
 
     def make_if_day_is_over(
         self,
@@ -60,8 +62,8 @@ class Checkpoints:
         """The same by the bot itself, once in 24 hours whoever tries: None where it was done already."""
         verified = self._verified(start, progress)
         with self._database.write() as connection:
-            chain = Chain(connection)  # whoever else makes one waits here
-            if not _is_day_over(connection, self._database.now(connection), is_to_post=is_to_post):
+            chain = Chain(self._database, connection)  # whoever else makes one waits here
+            if not _is_day_over(connection, chain.now, is_to_post=is_to_post):
                 return None
             return self._keep(connection, chain, sign, verified, actor=SYSTEM, is_to_post=is_to_post)
 
@@ -160,9 +162,9 @@ class SqlDailyCheckpoints:
 
     def note_broken(self, fault: str) -> None:
         with self._database.write() as connection:
-            chain = Chain(connection)
+            chain = Chain(self._database, connection)
             event = AuditEvent(action=Action.AUDIT_CHECKPOINTED, outcome=Outcome.FAILED, details={"fault": fault})
-            chain.append(event, occurred_at=self._database.now(connection))
+            chain.append(event, occurred_at=chain.now)
             chain.write_head()
 
     def lease(self, number: int) -> Posting | None:

@@ -7,14 +7,28 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, Final
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Row,
+    Select,
+    create_engine,
+    event,
+    func,
+    literal_column,
+    make_url,
+    select,
+)
 from sqlalchemy.exc import InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from bot.database.schema import UtcTime
 from bot.domain.errors import BotError, CommitInDoubt, NothingDone
 
 Clock = Callable[[Connection], datetime]
@@ -50,13 +64,23 @@ class Database:
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = _sqlite_engine(url, read_only=read_only) if self.is_sqlite else _postgresql_engine(url)
-        self._clock = clock or (_sqlite_clock if self.is_sqlite else _postgresql_clock)
+        self._clock = clock
         # SQLite lets one writer in at a time: waiting here is fair, waiting in SQLite is polling.
         self._write_lock = threading.Lock() if self.is_sqlite else None
 
     def now(self, connection: Connection) -> datetime:
         """The database's time, in UTC."""
-        return self._clock(connection)
+        if self._clock is not None:
+            return self._clock(connection)
+        moment: datetime = connection.execute(_now(is_sqlite=self.is_sqlite)).scalar_one()
+        return moment
+
+    def lock(self, connection: Connection, query: Select[Any]) -> tuple[Row[Any], datetime]:
+        """The one row of a query FOR UPDATE, and the time once it is locked: later than what its last holder did."""
+        if self._clock is not None:
+            return connection.execute(query).one(), self._clock(connection)
+        row = connection.execute(_with_time(query, is_sqlite=self.is_sqlite)).one()
+        return row, row.locked_at
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -209,14 +233,22 @@ def _postgresql_engine(url: str) -> Engine:
     return engine
 
 
-def _sqlite_clock(connection: Connection) -> datetime:
-    stamp = connection.exec_driver_sql("SELECT strftime('%Y-%m-%dT%H:%M:%f', 'now')").scalar_one()
-    return datetime.fromisoformat(stamp).replace(tzinfo=UTC)
+def _time(*, is_sqlite: bool) -> ColumnElement[datetime]:
+    if is_sqlite:
+        return literal_column("strftime('%Y-%m-%dT%H:%M:%fZ', 'now')", UtcTime())
+    return func.clock_timestamp(type_=UtcTime())
 
 
-def _postgresql_clock(connection: Connection) -> datetime:
-    moment: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
-    return moment.astimezone(UTC)
+@cache
+def _now(*, is_sqlite: bool) -> Select[Any]:
+    return select(_time(is_sqlite=is_sqlite))
+
+
+@cache
+def _with_time(query: Select[Any], *, is_sqlite: bool) -> Select[Any]:
+    """PostgreSQL takes the row's lock within the common table expression, and tells the time of the row that came."""
+    locked = query.cte("locked")
+    return select(locked, _time(is_sqlite=is_sqlite).label("locked_at"))
 
 
 def sqlite_path(url: str) -> Path | None:

@@ -28,7 +28,7 @@ class SqlExports:
 
     def ask(self, command: ExportCommand, refusal: Reason | None, facts: dict[str, Json]) -> Reason | None:
         with self._database.write() as connection:
-            chain = Chain(connection)
+            chain = Chain(self._database, connection)
             of_trigger = select(exports.c.id).where(exports.c.trigger_id == command.trigger_id)
             if connection.execute(of_trigger).first() is not None:
                 return None
@@ -37,8 +37,7 @@ class SqlExports:
                 return refused_before
             if refusal is None and self._has_waiting(connection, command.person):
                 refusal = Reason.EXPORT_WAITING
-            now = self._database.now(connection)
-            chain.append(_asked(command, refusal, facts), occurred_at=now)
+            chain.append(_asked(command, refusal, facts), occurred_at=chain.now)
             chain.write_head()
             if refusal is None and command.wanted is not None:
                 connection.execute(
@@ -51,8 +50,8 @@ class SqlExports:
                         form=command.wanted.form,
                         selection=canonical(command.wanted.selection.to_json()),
                         up_to_seq=chain.seq,
-                        asked_at=now,
-                        next_attempt_at=now,
+                        asked_at=chain.now,
+                        next_attempt_at=chain.now,
                     )
                 )
         return refusal
@@ -131,9 +130,9 @@ class SqlExports:
         outcome: Outcome = Outcome.OK,
         details: dict[str, Json],
     ) -> None:
-        chain = Chain(connection)
+        chain = Chain(self._database, connection)
         event = AuditEvent(action=action, outcome=outcome, actor=export.person, team_id=export.team_id, details=details)
-        chain.append(event, occurred_at=self._database.now(connection))
+        chain.append(event, occurred_at=chain.now)
         chain.write_head()
 
     @staticmethod

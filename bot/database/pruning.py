@@ -70,8 +70,7 @@ def prune(database: Database, cut: Cut, *, actor: Actor, details: dict[str, Json
         if not database.is_sqlite:
             connection.execute(text("SET LOCAL statement_timeout = 0"))
             connection.execute(text("SET LOCAL lock_timeout = '30s'"))
-        chain = Chain(connection)
-        now = database.now(connection)
+        chain = Chain(database, connection)
         removed = audit_events.c.seq <= cut.up_to_seq
         base_seq = connection.execute(select(audit_head.c.base_seq)).scalar_one()
         count = connection.execute(select(func.count()).select_from(audit_events).where(removed)).scalar_one()
@@ -83,7 +82,7 @@ def prune(database: Database, cut: Cut, *, actor: Actor, details: dict[str, Json
         with _unguarded(connection, is_sqlite=database.is_sqlite):
             chain.begin_behind(cut.up_to_seq)
             connection.execute(delete(audit_events).where(removed))
-        chain.append(AuditEvent(action=Action.AUDIT_PRUNED, actor=actor, details=details), occurred_at=now)
+        chain.append(AuditEvent(action=Action.AUDIT_PRUNED, actor=actor, details=details), occurred_at=chain.now)
         chain.write_head()
 
 

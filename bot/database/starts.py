@@ -19,7 +19,7 @@ def record_start(database: Database, *, version: str, replica: str, settings: Ma
     What changed is what differs from the last start of any replica. Raises StoreError.
     """
     with database.write() as connection:
-        chain = Chain(connection)
+        chain = Chain(database, connection)
         seq, before = _last_start(connection)
         details: dict[str, Json] = {
             "version": version,
@@ -28,7 +28,7 @@ def record_start(database: Database, *, version: str, replica: str, settings: Ma
             "changed": changed_settings(before, settings),
             "last_start": seq,
         }
-        chain.append(AuditEvent(action=Action.BOT_STARTED, details=details), occurred_at=database.now(connection))
+        chain.append(AuditEvent(action=Action.BOT_STARTED, details=details), occurred_at=chain.now)
         chain.write_head()
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -128,9 +128,14 @@ class SqlStore:
                 assert lease.lane is Lane.EXCHANGE
                 if request is None or request.fence != lease.fence:
                     raise Overtaken(f"request {request_id} has been taken over")
-            chain = Chain(connection)
-            yield SqlTransaction(connection, chain, request=request, now=self._database.now(connection))
-            chain.write_head()
+            with self._chained(connection, request) as tx:
+                yield tx
+
+    @contextmanager
+    def _chained(self, connection: Connection, request: CancelRequest | None) -> Iterator["SqlTransaction"]:
+        chain = Chain(self._database, connection)
+        yield SqlTransaction(connection, chain, request=request, now=chain.now)
+        chain.write_head()
 
     def together(self, work: Callable[["SqlTransaction"], Answer]) -> Answer:
         return self._together.run(work)
@@ -168,20 +173,19 @@ class SqlStore:
             latest = query.order_by(table.c.created_at.desc(), table.c.id.desc()).limit(1)
             return connection.execute(latest).scalar_one_or_none()
 
-    def lease(self, request_id: int, lane: Lane, *, kept: Lease | None = None) -> Lease | None:
+    @contextmanager
+    def lease(self, request_id: int, lane: Lane, *, kept: Lease | None = None) -> Iterator["SqlTaken | None"]:
         with self._database.write() as connection:
             now = self._database.now(connection)
-            fence = connection.execute(
-                _TAKE_LEASE[lane],
-                {
-                    "request_id": request_id,
-                    "due_by": now + TIMER_SLACK,
-                    "now": now,
-                    "kept_fence": kept.fence if kept is not None else None,
-                    "until": now + LEASE,
-                },
-            ).scalar_one_or_none()
-        return None if fence is None else Lease(request_id=request_id, lane=lane, fence=fence)
+            which = {"request_id": request_id, "kept_fence": kept.fence if kept is not None else None}
+            times = {"due_by": now + TIMER_SLACK, "now": now, "until": now + LEASE}
+            row = connection.execute(_TAKE_LEASE[lane], {**which, **times}).mappings().one_or_none()
+            if row is None:
+                yield None
+                return
+            lease = Lease(request_id=request_id, lane=lane, fence=row[_LANES[lane].fence])
+            request = _from_row(row, _select_decisions(connection, request_id))
+            yield SqlTaken(lease=lease, request=request, transaction=lambda: self._chained(connection, request))
 
     def release(self, lease: Lease, *, due_in_s: float | None, seen_revision: int) -> float | None:
         names = _LANES[lease.lane]
@@ -362,6 +366,15 @@ class SqlStore:
                 )
             refresh_at = cancel_requests.c.refresh_at
             connection.execute(update(cancel_requests).where(is_pending(), refresh_at > now).values(refresh_at=now))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SqlTaken:
+    """The Taken of `bot.workflow`."""
+
+    lease: Lease
+    request: CancelRequest
+    transaction: Callable[[], AbstractContextManager["SqlTransaction"]]
 
 
 class SqlTransaction:
@@ -658,7 +671,7 @@ def _is_due(table: Table, names: _LaneColumns, due_by: str) -> ColumnElement[boo
     return and_(table.c[names.due] <= bindparam(due_by), or_(leased_until.is_(None), leased_until <= bindparam("now")))
 
 
-def _take_lease(names: _LaneColumns) -> ReturningUpdate[int]:
+def _take_lease(names: _LaneColumns) -> ReturningUpdate[Any]:
     """Of a request that is due and nobody's, or whose lease has the fence `kept_fence`."""
     table = cancel_requests
     is_kept = and_(table.c[names.due] <= bindparam("due_by"), table.c[names.fence] == bindparam("kept_fence"))
@@ -666,7 +679,7 @@ def _take_lease(names: _LaneColumns) -> ReturningUpdate[int]:
         update(table)
         .where(table.c.id == bindparam("request_id"), or_(_is_due(table, names, "due_by"), is_kept))
         .values({names.leased_until: bindparam("until"), names.fence: table.c[names.fence] + 1})
-        .returning(table.c[names.fence])
+        .returning(*table.c)
     )
 
 
@@ -759,8 +772,12 @@ def _select_request(connection: Connection, request_id: int, *, lock: bool = Fal
     row = connection.execute(_REQUEST_LOCKED if lock else _REQUEST, which).mappings().one_or_none()
     if row is None:
         return None
-    made = connection.execute(_DECISIONS, which).mappings()
-    return _from_row(row, tuple(_decision(decision) for decision in made))
+    return _from_row(row, _select_decisions(connection, request_id))
+
+
+def _select_decisions(connection: Connection, request_id: int) -> tuple[Decision, ...]:
+    made = connection.execute(_DECISIONS, {"request_id": request_id}).mappings()
+    return tuple(_decision(decision) for decision in made)
 
 
 def _fitting(wanted: Wanted) -> list[ColumnElement[bool]]:

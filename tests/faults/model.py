@@ -44,7 +44,7 @@ from sqlalchemy import Connection, event, func, select, update
 
 from bot.database.engine import Database
 from bot.database.schema import audit_events, audit_head, cancel_requests, decisions, notices
-from bot.database.store import SqlStore, SqlTransaction
+from bot.database.store import SqlStore, SqlTaken, SqlTransaction
 from bot.database.verification import verify
 from bot.domain.answer import (
     Accepted,
@@ -469,19 +469,20 @@ class WatchedStore(SqlStore):
         with self._acting(lease=lease), super().transaction(request_id, lease=lease) as tx:
             yield tx
 
-    def lease(self, request_id: int, lane: Lane, *, kept: Lease | None = None) -> Lease | None:
+    @contextmanager
+    def lease(self, request_id: int, lane: Lane, *, kept: Lease | None = None) -> Iterator[SqlTaken | None]:
         stage = self._stage
         holder = stage.lanes[lane.value, request_id]
         due = stage.rows[request_id]["next_attempt_at" if lane is Lane.EXCHANGE else "card_next_attempt_at"]
         is_due = due is not None and due <= stage.now + timedelta(milliseconds=20)
         is_free = holder.is_free(stage.now) or (kept is not None and kept.fence == holder.fence)
-        with self._acting(kept=kept):
-            lease = super().lease(request_id, lane, kept=kept)
-        assert (lease is not None) == (is_due and is_free), f"{holder}, due {due}, and was given {lease}"
+        with self._acting(kept=kept), super().lease(request_id, lane, kept=kept) as taken:
+            lease = None if taken is None else taken.lease
+            assert (lease is not None) == (is_due and is_free), f"{holder}, due {due}, and was given {lease}"
+            yield taken
         stage.is_granted = lease is not None
         if lease is not None and holder.until is not None:
             stage.faults["lane taken over"] += 1
-        return lease
 
     def release(self, lease: Lease, *, due_in_s: float | None, seen_revision: int) -> float | None:
         was_lost = self._stage.lanes[lease.lane.value, lease.request_id].fence != lease.fence

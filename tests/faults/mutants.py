@@ -64,9 +64,9 @@ MUTANTS: Final = (
     Mutant(
         name="effect before commit",
         file=WORKFLOW,
-        right="        started_at = self._monotonic()\n",
-        wrong="        started_at = self._monotonic()\n"
-        "        self._exchange.cancel_order(request.order_uuid, nonce=nonce)\n",
+        right="        sending = tx.move(\n            Action.CANCEL_SENT,\n",
+        wrong="        self._exchange.cancel_order(request.order_uuid, nonce=call.nonce)\n"
+        "        sending = tx.move(\n            Action.CANCEL_SENT,\n",
         tests="tests/test_workflow.py -k 'not postgresql'",
     ),
     Mutant(
@@ -320,7 +320,7 @@ MUTANTS: Final = (
     Mutant(
         name="a stalled process sends late",
         file=WORKFLOW,
-        right="        if self._monotonic() > not_after:\n",
+        right="        if self._monotonic() > announced.not_after:\n",
         wrong="        if self._monotonic() < 0:\n",
         tests="tests/test_workflow.py -k 'not postgresql'",
     ),
