@@ -61,7 +61,7 @@ def _append(database: Database) -> None:
     with database.write() as connection:
         chain = Chain(database, connection)
         chain.append(EVENT, occurred_at=chain.now)
-        chain.write_head()
+        chain.write()
 
 
 def _insert(database: Database) -> None:

@@ -92,7 +92,7 @@ class Happened:
             chain = Chain(database, connection)
             for at, event in self.ordered():
                 chain.append(event, occurred_at=at)
-            chain.write_head()
+            chain.write()
 
 
 class _Word(str):

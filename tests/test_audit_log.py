@@ -31,7 +31,7 @@ def append(database: Database, *events: AuditEvent) -> None:
         chain = Chain(database, connection)
         for count, event in enumerate(events):
             chain.append(event, occurred_at=START + timedelta(seconds=count))
-        chain.write_head()
+        chain.write()
 
 
 @pytest.fixture

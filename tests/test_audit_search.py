@@ -45,7 +45,7 @@ def clicks(database: Database) -> Database:
                 details={"reason": reason.value, "body": '{"reason":"expired"}'},
             )
             chain.append(event, occurred_at=START)
-        chain.write_head()
+        chain.write()
     return database
 
 
@@ -232,7 +232,7 @@ def test_an_event_has_a_kind_whatever_stands_in_it(database: Database) -> None:
         chain = Chain(database, connection)
         for action, details, _ in ODD:
             chain.append(AuditEvent(action=action, details=details), occurred_at=START)
-        chain.write_head()
+        chain.write()
     with database.read() as connection:
         found = connection.execute(select(EventKind()).select_from(audit_events).order_by(audit_events.c.seq)).scalars()
         assert list(found) == [f"{action.value} ok {words}" for action, _, words in ODD]
@@ -261,6 +261,6 @@ def test_an_approval_that_does_not_say_who_asked_is_looked_up(database: Database
         for request_id, asks in ((1, ben), (2, dana)):
             for action, actor in ((Action.REQUEST_CREATED, asks), (Action.REQUEST_APPROVED, ben)):
                 chain.append(AuditEvent(action=action, actor=actor, request_id=request_id), occurred_at=START)
-        chain.write_head()
+        chain.write()
     assert [each["seq"] for each in AuditLog(database).list(Filter(own=True), limit=9)] == [2]
     assert rows(database, "SELECT count(*) FROM audit_events") == [(4,)]

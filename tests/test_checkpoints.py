@@ -47,7 +47,7 @@ def append(database: Database, count: int) -> None:
         chain = Chain(database, connection)
         for _ in range(count):
             chain.append(AuditEvent(action=Action.COMMAND_REFUSED, actor=REQUESTER), occurred_at=START)
-        chain.write_head()
+        chain.write()
 
 
 def test_a_checkpoint_survives_as_a_line_of_json() -> None:

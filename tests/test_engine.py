@@ -30,7 +30,7 @@ from bot.domain.cancel_request import State
 from bot.domain.errors import CommitInDoubt, NothingDone
 from bot.workflow import CommandAnswer
 
-SOON_S = 2.0
+SOON_S = 2.5
 """What a listener may spend on the database: Slack waits three seconds."""
 
 

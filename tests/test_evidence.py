@@ -318,7 +318,7 @@ def test_a_flood_of_clicks_makes_no_endless_page(sqlite_desk: Desk, tmp_path: Pa
         click = AuditEvent(action=Action.APPROVAL_REFUSED, actor=STRANGER, request_id=request_id)
         for _ in range(MAX_SHOWN + 50):
             chain.append(click, occurred_at=START + timedelta(minutes=1))
-        chain.write_head()
+        chain.write()
     files = pack(sqlite_desk, request_id, tmp_path)
     assert len(objects(files["events.jsonl"])) == MAX_SHOWN + 53
     assert "50 events are left out here" in words(page(files))

@@ -52,7 +52,7 @@ from bot.database.store import LEASE, TIMER_SLACK, SqlStore
 from bot.database.verification import verify
 from bot.domain.answer import Found, LookAnswer
 from bot.domain.approval import ApprovalPolicy
-from bot.domain.audit import Action, Actor, Outcome, Reason
+from bot.domain.audit import Action, Actor, Json, Outcome, Reason
 from bot.domain.cancel_request import CanceledBy, CancelRequest, DecisionKind, State, Verdict
 from bot.domain.errors import IllegalTransition, NothingDone, Overtaken
 from bot.domain.event_filter import Filter
@@ -206,6 +206,19 @@ def test_a_command_that_was_refused_is_remembered(store: SqlStore) -> None:
         assert tx.refusal_of_trigger(refused.trigger_id) is Reason.OTHER_WORKSPACE
         assert tx.refusal_of_trigger("never") is None
         assert tx.known_of(refused) == Known(refusal=Reason.OTHER_WORKSPACE)
+
+
+def test_a_command_that_this_very_transaction_refused_is_remembered(store: SqlStore) -> None:
+    """Two deliveries of one command may share a transaction, whose events are written at its end."""
+    refused = command()
+    with store.transaction() as tx:
+        details: dict[str, Json] = {"reason": Reason.OTHER_WORKSPACE.value}
+        tx.record(Action.REFRESH_FAILED, details=details, trigger_id=refused.trigger_id)
+        assert tx.known_of(refused).refusal is None
+        tx.record(Action.COMMAND_REFUSED, details=details, trigger_id=refused.trigger_id)
+        assert tx.known_of(refused).refusal is Reason.OTHER_WORKSPACE
+        assert tx.refusal_of_trigger(refused.trigger_id) is Reason.OTHER_WORKSPACE
+        assert tx.refusal_of_trigger("never") is None
 
 
 # Guarded transitions and their audit

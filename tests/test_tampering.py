@@ -41,7 +41,7 @@ def owned(database: Database) -> Database:
                 details={"price": "95000000.1", "count": count},
             )
             chain.append(event, occurred_at=START + timedelta(minutes=count))
-        chain.write_head()
+        chain.write()
     triggers = ("no_update", "no_delete", "no_replace")
     execute(
         database,
@@ -178,7 +178,7 @@ def test_progress_is_told_now_and_then(database: Database) -> None:
         chain = Chain(database, connection)
         for _ in range(2500):
             chain.append(AuditEvent(action=Action.COMMAND_REFUSED), occurred_at=START)
-        chain.write_head()
+        chain.write()
     verify(database, progress=heard.append)
     assert heard == [1000, 2000]
 

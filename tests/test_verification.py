@@ -28,7 +28,7 @@ def append(database: Database, count: int) -> None:
         for _ in range(count):
             event = AuditEvent(action=Action.COMMAND_REFUSED, actor=(REQUESTER, APPROVER)[chain.seq % 2])
             chain.append(event, occurred_at=START + timedelta(minutes=chain.seq))
-        chain.write_head()
+        chain.write()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ cannot fork. What a chain alone cannot show is a tail that was cut or rewritten 
 import json
 from dataclasses import replace
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
@@ -20,11 +20,12 @@ from bot.domain.audit import Action, AuditEvent, Reason, canonical, chain_hash, 
 _LOCK_HEAD: Final = select(audit_head).with_for_update()
 _APPEND: Final = insert(audit_events)
 _WRITE_HEAD: Final = update(audit_head)
+REFUSALS: Final = (Action.COMMAND_REFUSED, Action.APPROVAL_REFUSED)
 REFUSAL: Final = (
     select(audit_events.c.details)
     .where(
         audit_events.c.trigger_id == bindparam("trigger_id"),
-        audit_events.c.action.in_([Action.COMMAND_REFUSED.value, Action.APPROVAL_REFUSED.value]),
+        audit_events.c.action.in_([action.value for action in REFUSALS]),
     )
     .limit(1)
 )
@@ -40,10 +41,10 @@ class Chain:
         self.seq: int = head.seq
         self.hash: str = head.hash
         self.occurred_at: datetime = head.occurred_at
-        self._appended = False
+        self._unwritten: list[dict[str, Any]] = []
 
     def append(self, event: AuditEvent, *, occurred_at: datetime) -> None:
-        """Write the event as the next one. `write_head` must follow in the same transaction.
+        """Make the event the next one. `write` must follow in the same transaction: until then nobody reads it.
 
         Time never runs backwards along the chain: while the clock is behind the last event, that one's time is repeated
         and the clock's own goes into the details.
@@ -54,8 +55,7 @@ class Chain:
         entry_columns = columns(event, seq=self.seq + 1, occurred_at=occurred_at)
         entry = canonical(entry_columns)
         entry_hash = chain_hash(self.hash, entry)
-        self._connection.execute(
-            _APPEND,
+        self._unwritten.append(
             {
                 **entry_columns,
                 "occurred_at": occurred_at,
@@ -63,15 +63,17 @@ class Chain:
                 "entry": entry,
                 "prev_hash": self.hash,
                 "hash": entry_hash,
-            },
+            }
         )
-        self.seq, self.hash, self.occurred_at, self._appended = self.seq + 1, entry_hash, occurred_at, True
+        self.seq, self.hash, self.occurred_at = self.seq + 1, entry_hash, occurred_at
 
-    def write_head(self) -> None:
-        """Make the last event appended here the end of the chain."""
-        if self._appended:
+    def write(self) -> None:
+        """Write the events appended here, all at once, and make the last of them the end of the chain."""
+        if self._unwritten:
+            self._connection.execute(_APPEND, self._unwritten)
             head = {"seq": self.seq, "hash": self.hash, "occurred_at": self.occurred_at}
             self._connection.execute(_WRITE_HEAD, head)
+            self._unwritten = []
 
     def begin_behind(self, seq: int) -> None:
         """Make this event the base: whoever verifies starts behind it. It and those before it may be removed then.
@@ -87,9 +89,10 @@ class Chain:
     def refusal_of_trigger(self, trigger_id: str) -> Reason | None:
         """Why the command or the form of this delivery was refused before, if it was."""
         details = self._connection.execute(REFUSAL, {"trigger_id": trigger_id}).scalar_one_or_none()
-        return read_refusal(details)
+        return self.refusal_in(details, trigger_id)
 
-
-def read_refusal(details: str | None) -> Reason | None:
-    """The reason in what REFUSAL found."""
-    return None if details is None else Reason(json.loads(details)["reason"])
+    def refusal_in(self, found: str | None, trigger_id: str) -> Reason | None:
+        """The reason in what REFUSAL found for this delivery, or in what was appended here."""
+        refusals = (each for each in self._unwritten if each["action"] in REFUSALS and each["trigger_id"] == trigger_id)
+        details = found or next((each["details"] for each in refusals), None)
+        return None if details is None else Reason(json.loads(details)["reason"])

@@ -118,7 +118,7 @@ class Checkpoints:
             AuditEvent(action=Action.AUDIT_CHECKPOINTED, outcome=Outcome.OK, actor=actor, details=signed.as_json()),
             occurred_at=occurred_at,
         )
-        chain.write_head()
+        chain.write()
         return signed
 
 
@@ -165,7 +165,7 @@ class SqlDailyCheckpoints:
             chain = Chain(self._database, connection)
             event = AuditEvent(action=Action.AUDIT_CHECKPOINTED, outcome=Outcome.FAILED, details={"fault": fault})
             chain.append(event, occurred_at=chain.now)
-            chain.write_head()
+            chain.write()
 
     def lease(self, number: int) -> Posting | None:
         with self._database.write() as connection:

@@ -38,7 +38,7 @@ class SqlExports:
             if refusal is None and self._has_waiting(connection, command.person):
                 refusal = Reason.EXPORT_WAITING
             chain.append(_asked(command, refusal, facts), occurred_at=chain.now)
-            chain.write_head()
+            chain.write()
             if refusal is None and command.wanted is not None:
                 connection.execute(
                     insert(exports).values(
@@ -133,7 +133,7 @@ class SqlExports:
         chain = Chain(self._database, connection)
         event = AuditEvent(action=action, outcome=outcome, actor=export.person, team_id=export.team_id, details=details)
         chain.append(event, occurred_at=chain.now)
-        chain.write_head()
+        chain.write()
 
     @staticmethod
     def _change(connection: Connection, export: Export, **columns: Any) -> None:

@@ -83,7 +83,7 @@ def prune(database: Database, cut: Cut, *, actor: Actor, details: dict[str, Json
             chain.begin_behind(cut.up_to_seq)
             connection.execute(delete(audit_events).where(removed))
         chain.append(AuditEvent(action=Action.AUDIT_PRUNED, actor=actor, details=details), occurred_at=chain.now)
-        chain.write_head()
+        chain.write()
 
 
 @contextmanager

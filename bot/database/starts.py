@@ -29,7 +29,7 @@ def record_start(database: Database, *, version: str, replica: str, settings: Ma
             "last_start": seq,
         }
         chain.append(AuditEvent(action=Action.BOT_STARTED, details=details), occurred_at=chain.now)
-        chain.write_head()
+        chain.write()
 
 
 def _last_start(connection: Connection) -> tuple[int | None, Mapping[str, Any] | None]:

@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from bot.baton import Baton
-from bot.database.chain import REFUSAL, Chain, read_refusal
+from bot.database.chain import REFUSAL, Chain
 from bot.database.engine import STATEMENT_TIMEOUT_MS, Database
 from bot.database.schema import UtcTime, audit_head, cancel_requests, decisions, not_over_sql, notices, open_states_sql
 from bot.database.together import Answer, Together
@@ -135,7 +135,7 @@ class SqlStore:
     def _chained(self, connection: Connection, request: CancelRequest | None) -> Iterator["SqlTransaction"]:
         chain = Chain(self._database, connection)
         yield SqlTransaction(connection, chain, request=request, now=chain.now)
-        chain.write_head()
+        chain.write()
 
     def together(self, work: Callable[["SqlTransaction"], Answer]) -> Answer:
         return self._together.run(work)
@@ -413,7 +413,7 @@ class SqlTransaction:
         row = self._connection.execute(_KNOWN, asked).one()
         return Known(
             request_id=row.request_id,
-            refusal=read_refusal(row.refusal),
+            refusal=self._chain.refusal_in(row.refusal, command.trigger_id),
             open_request=None if row.open_id is None else _select_request(self._connection, row.open_id),
             open_requests=row.open_requests,
         )

@@ -143,7 +143,9 @@ class FaultyDatabase(Database):
     def _notice(self, _connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
         """Which event is being written: a commit is called by the last one in it."""
         if statement.startswith("INSERT INTO audit_events"):
-            values = parameters.values() if isinstance(parameters, dict) else parameters
+            # Several events at once are a list of their parameters, and one's parameters are a tuple or a dictionary.
+            last = parameters[-1] if isinstance(parameters, list) else parameters
+            values = last.values() if isinstance(last, dict) else last
             self._writing_now.what = next(value for value in values if value in _ACTIONS)
 
 

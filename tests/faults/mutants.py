@@ -132,8 +132,8 @@ MUTANTS: Final = (
     Mutant(
         name="audit outside the transaction",
         file="bot/database/chain.py",
-        right="        self._connection.execute(\n            _APPEND",
-        wrong="        self._connection.commit()\n        self._connection.execute(\n            _APPEND",
+        right="            self._connection.execute(_APPEND",
+        wrong="            self._connection.commit()\n            self._connection.execute(_APPEND",
         tests="tests/test_store.py",
     ),
     Mutant(
