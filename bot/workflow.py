@@ -711,7 +711,7 @@ class CancelWorkflow:
                 details=membership.to_json(self._policy.approvers) if denies else None,
                 ended_at=tx.now,
             )
-        self._adopt_or_redraw(tx, click)
+        self._adopt(tx, click)
         return None
 
     def _count_approvals(self, tx: Transaction, click: Click, membership: Membership) -> None:
@@ -796,7 +796,15 @@ class CancelWorkflow:
         return refusal
 
     def _adopt_or_redraw(self, tx: Transaction, click: Click) -> None:
-        """See to it that the card that was clicked shows the truth, also if Slack kept us from knowing it."""
+        """See to it that the card that was clicked shows the truth, though the click has changed nothing."""
+        request = tx.request
+        has_moved_on = request is not None and request.state is not State.PENDING
+        if has_moved_on and click.message_ts is not None and click.message_ts == _locked(tx).card_ts:
+            tx.change(redraw=True)
+        self._adopt(tx, click)
+
+    def _adopt(self, tx: Transaction, click: Click) -> None:
+        """Take the card that was clicked for the request's, if Slack kept us from knowing it; redraw another one."""
         request = tx.request
         if request is None or click.message_ts is None:
             return
@@ -805,10 +813,7 @@ class CancelWorkflow:
             tx.change(redraw=True, card_channel_id=click.channel_id, card_ts=click.message_ts)
             details: dict[str, Json] = {"ts": click.message_ts, "seen_in": "click"}
             tx.record(Action.CARD_POSTED, details=details)
-        elif click.message_ts == request.card_ts:
-            if request.state is not State.PENDING:
-                tx.change(redraw=True)
-        else:
+        elif click.message_ts != request.card_ts:
             tx.tell(
                 Notice(
                     kind=NoticeKind.REDRAW,

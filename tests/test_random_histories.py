@@ -25,16 +25,18 @@ def test_no_history_breaks_a_promise_on_postgresql(seed: int, postgresql: Postgr
 
 
 def test_the_histories_reach_every_state(tmp_path: Path) -> None:
-    """A history that never goes somewhere proves nothing about it. A few seeds that do are enough."""
-    visited: set[State] = set()
-    for seed in (5, 22, 25):
+    """A history that never goes somewhere proves nothing about it."""
+    unvisited = set(State)
+    for seed in range(WORLDS_ON_SQLITE):
         world = World(seed, f"sqlite:///{tmp_path / f'{seed}.db'}")
         try:
             world.run()
-            visited |= world.visited()
+            unvisited -= world.visited()
         finally:
             world.close()
-    assert visited == set(State)
+        if not unvisited:
+            return
+    pytest.fail(f"nothing leads to {unvisited}")
 
 
 def test_a_seed_makes_the_same_world_again(tmp_path: Path) -> None:
