@@ -728,13 +728,20 @@ def test_who_asks_for_an_order_that_is_asked_for_is_led_to_its_card(store: SqlSt
     assert "<https://playground.slack.com/archives/C0DESK/p1000002|request #1> is still open" in after
 
 
-def test_a_click_that_counts_is_followed_by_a_nudge(store: SqlStore) -> None:
-    """So that the cancel leaves now, and not when the loop comes round."""
+@pytest.mark.parametrize(
+    ("action_id", "request_id", "nudged"), [("approve", 1, 1), ("deny", 1, None), ("approve", 2, None)]
+)
+def test_what_a_click_approved_is_nudged_to_the_exchange(
+    store: SqlStore, action_id: str, request_id: int, nudged: int | None
+) -> None:
+    """So that the cancel leaves now. What any other click makes due, the loop finds."""
+    pending(store)
     afterwards = Afterwards()
+    button = {"action_id": action_id, "block_id": "b", "type": "button", "value": str(request_id)}
 
-    clicked(app_on(store, afterwards=afterwards))
+    clicked(app_on(store, afterwards=afterwards), actions=[button])
 
-    assert afterwards.nudged == [42]
+    assert afterwards.nudged == [nudged]
     assert afterwards.told == []
 
 
@@ -851,7 +858,7 @@ def test_a_submitted_form_denies_and_closes(store: SqlStore) -> None:
 
     request = present(store.read(1))
     assert (request.state, request.decisions[0].reason) == (State.DENIED, "typo")
-    assert afterwards.nudged == [1, 1]
+    assert afterwards.nudged == [None, None]
 
 
 def test_a_form_that_comes_too_late_is_told_who_was_first(store: SqlStore) -> None:

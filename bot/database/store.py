@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from sqlalchemy import (
     RowMapping,
     Select,
     Table,
+    Update,
     and_,
     bindparam,
     case,
@@ -463,12 +465,12 @@ class SqlTransaction:
     ) -> CancelRequest:
         request = self._present()
         target = request.after(action)
-        values = {**changes, "state": target.value, "card_next_attempt_at": self.now, "card_attempts": 0}
+        values = {**changes, "state": target, "card_next_attempt_at": self.now, "card_attempts": 0}
         if target in ENDED_STATES:
             values["next_attempt_at"] = None
         elif due_in_s is not None:
             values["next_attempt_at"] = self.now + timedelta(seconds=due_in_s)
-        moved = self._update(_MOVES[action], values)
+        moved = self._update(_MOVES[action], values, is_revised=True)
         facts: dict[str, Json] = {"state": target.value, **(details or {})}
         self._append(
             action,
@@ -547,9 +549,9 @@ class SqlTransaction:
 
     def change(self, *, redraw: bool = False, **changes: Any) -> None:
         if redraw:
-            self._update(_REVISED, {**changes, "card_next_attempt_at": self.now})
+            self._update(_REVISED, {**changes, "card_next_attempt_at": self.now}, is_revised=True)
         else:
-            self._update(_GUARDED, changes)
+            self._update(_GUARDED, changes, is_revised=False)
 
     def tell(self, notice: Notice) -> None:
         request_id = self._request.id if self._request is not None else None
@@ -609,14 +611,14 @@ class SqlTransaction:
         assert self._request is not None, "this transaction locked no request"
         return self._request
 
-    def _update(self, statement: ReturningUpdate[Any], changes: Mapping[str, Any]) -> CancelRequest:
+    def _update(self, statement: Update, changes: Mapping[str, Any], *, is_revised: bool) -> CancelRequest:
         """Write the changes by a statement that is guarded; raises Overtaken where the guard holds no more."""
         request = self._present()
         guarded = {"guarded_id": request.id, "guarded_revision": request.revision}
-        row = self._connection.execute(statement, {**_to_sql(changes), **guarded}).mappings().one_or_none()
-        if row is None:
+        if self._connection.execute(statement, {**_to_sql(changes), **guarded}).rowcount != 1:
             raise Overtaken(f"request {request.id} has moved on")
-        self._request = _from_row(row, request.decisions)
+        known = {name: value for name, value in changes.items() if name in CancelRequest.__dataclass_fields__}
+        self._request = replace(request, **known, revision=request.revision + is_revised)
         return self._request
 
 
@@ -652,10 +654,8 @@ _KNOWN: Final = select(
 _CREATE: Final = insert(cancel_requests).returning(cancel_requests.c.id)
 _DECIDE: Final = insert(decisions)
 _TELL: Final = insert(notices)
-_GUARDED: Final = (
-    update(cancel_requests)
-    .where(cancel_requests.c.id == bindparam("guarded_id"), cancel_requests.c.revision == bindparam("guarded_revision"))
-    .returning(*cancel_requests.c)
+_GUARDED: Final = update(cancel_requests).where(
+    cancel_requests.c.id == bindparam("guarded_id"), cancel_requests.c.revision == bindparam("guarded_revision")
 )
 """The values come with the execution, and make a statement of their own that is compiled once."""
 _REVISED: Final = _GUARDED.values(revision=cancel_requests.c.revision + 1)
@@ -840,6 +840,8 @@ def _value_to_sql(name: str, value: Any) -> Any:
         return dump_quote(value)
     if isinstance(value, Tier):
         return str(value)
+    if isinstance(value, StrEnum):
+        return value.value
     return ",".join(value) if name in _TEXT_LISTS else value
 
 

@@ -61,7 +61,7 @@ class Afterwards(Protocol):
     """What happens after the ack, elsewhere."""
 
     def nudge(self, request_id: int | None = None, *, is_new: bool = False) -> None:
-        """Something is due; with a new request nothing has been decided yet."""
+        """Something is due: at the exchange for this request, of which nothing has been decided yet if it is new."""
         ...
 
     def fill(self, number: int) -> None:
@@ -272,9 +272,10 @@ class Listeners:
     def _answer_click(self, ack: Ack, body: dict[str, Any]) -> BoltResponse | None:
         click = parse_click(body)
         form = FORMS.get(_text(_first_action(body), "action_id"))
+        refusal: Reason | None = None
         try:
             if form is None:
-                self.workflow.click(click)
+                refusal = self.workflow.click(click)
             else:
                 self._ask_why(click, form)
         except StoreError as error:
@@ -284,7 +285,8 @@ class Listeners:
                 text = messages.in_doubt() if in_doubt else messages.nothing_was_done()
                 self.afterwards.tell_now(click.response_url, text)
             return BoltResponse(status=HTTPStatus.SERVICE_UNAVAILABLE)
-        self.afterwards.nudge(click.request_id)
+        may_be_sent = click.kind is DecisionKind.APPROVE and refusal is None
+        self.afterwards.nudge(click.request_id if may_be_sent else None)
         ack()
         return None
 
@@ -319,7 +321,7 @@ class Listeners:
             return (
                 views.keep_open(views.REASON_INPUT, sentence) if is_ours else views.replace_with(views.told(sentence))
             )
-        self.afterwards.nudge(click.request_id)
+        self.afterwards.nudge()
         if answer.refusal is None:
             return views.close()
         sentence = messages.click_refused(answer.refusal, answer.request)

@@ -44,7 +44,7 @@ from sqlalchemy import Connection, event, func, select, update
 
 from bot.database.engine import Database
 from bot.database.schema import audit_events, audit_head, cancel_requests, decisions, notices
-from bot.database.store import SqlStore, SqlTaken, SqlTransaction
+from bot.database.store import SqlStore, SqlTaken, SqlTransaction, _select_request
 from bot.database.verification import verify
 from bot.domain.answer import (
     Accepted,
@@ -468,6 +468,9 @@ class WatchedStore(SqlStore):
     def transaction(self, request_id: int | None = None, *, lease: Lease | None = None) -> Iterator[SqlTransaction]:
         with self._acting(lease=lease), super().transaction(request_id, lease=lease) as tx:
             yield tx
+            if tx.request is not None:
+                written = _select_request(tx._connection, tx.request.id)
+                assert written == tx.request, f"what is written is {written}, not {tx.request}"
 
     @contextmanager
     def lease(self, request_id: int, lane: Lane, *, kept: Lease | None = None) -> Iterator[SqlTaken | None]:
