@@ -139,7 +139,7 @@ def test_the_time_of_a_lock_is_told_once_it_is_held(postgres: Database) -> None:
 
     def wait() -> datetime:
         with postgres.write() as connection:
-            return postgres.lock(connection, query)[1]
+            return present(postgres.lock(connection, query))[1]
 
     with ThreadPoolExecutor(1) as threads:
         with postgres.write() as connection:

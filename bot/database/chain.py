@@ -15,6 +15,7 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 from bot.database.engine import Database
 from bot.database.schema import audit_events, audit_head
 from bot.domain.audit import Action, AuditEvent, Reason, canonical, chain_hash, columns, timestamp
+from bot.domain.errors import NothingDone
 
 # Built once: building a statement takes longer than running it.
 _LOCK_HEAD: Final = select(audit_head).with_for_update()
@@ -33,14 +34,17 @@ REFUSAL: Final = (
 
 
 class Chain:
-    """The end of the chain, locked for the length of a transaction."""
+    """The end of the chain, locked for the length of a transaction. Raises NothingDone where somebody took it away."""
 
     def __init__(self, database: Database, connection: Connection) -> None:
         self._connection = connection
-        head, self.now = database.lock(connection, _LOCK_HEAD)
-        self.seq: int = head.seq
-        self.hash: str = head.hash
-        self.occurred_at: datetime = head.occurred_at
+        locked = database.lock(connection, _LOCK_HEAD)
+        if locked is None:
+            raise NothingDone("the audit has no head")
+        head, self.now = locked
+        self.seq: int = head["seq"]
+        self.hash: str = head["hash"]
+        self.occurred_at: datetime = head["occurred_at"]
         self._unwritten: list[dict[str, Any]] = []
 
     def append(self, event: AuditEvent, *, occurred_at: datetime) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
-    Row,
+    RowMapping,
     Select,
     create_engine,
     event,
@@ -75,12 +75,13 @@ class Database:
         moment: datetime = connection.execute(_now(is_sqlite=self.is_sqlite)).scalar_one()
         return moment
 
-    def lock(self, connection: Connection, query: Select[Any]) -> tuple[Row[Any], datetime]:
-        """The one row of a query FOR UPDATE, and the time once it is locked: later than what its last holder did."""
-        if self._clock is not None:
-            return connection.execute(query).one(), self._clock(connection)
-        row = connection.execute(_with_time(query, is_sqlite=self.is_sqlite)).one()
-        return row, row.locked_at
+    def lock(self, connection: Connection, query: Select[Any], **parameters: Any) -> tuple[RowMapping, datetime] | None:
+        """The row of a query FOR UPDATE, and the time once it is locked: later than what its last holder did."""
+        timed = query if self._clock is not None else _with_time(query, is_sqlite=self.is_sqlite)
+        row = connection.execute(timed, parameters).mappings().one_or_none()
+        if row is None:
+            return None
+        return row, row["locked_at"] if self._clock is None else self._clock(connection)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:

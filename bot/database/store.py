@@ -28,7 +28,6 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.sql.dml import ReturningUpdate
 
 from bot.baton import Baton
 from bot.database.chain import REFUSAL, Chain
@@ -134,9 +133,11 @@ class SqlStore:
                 yield tx
 
     @contextmanager
-    def _chained(self, connection: Connection, request: CancelRequest | None) -> Iterator["SqlTransaction"]:
+    def _chained(
+        self, connection: Connection, request: CancelRequest | None, *, with_first: dict[str, Any] | None = None
+    ) -> Iterator["SqlTransaction"]:
         chain = Chain(self._database, connection)
-        yield SqlTransaction(connection, chain, request=request, now=chain.now)
+        yield SqlTransaction(connection, chain, request=request, now=chain.now, with_first=with_first)
         chain.write()
 
     def together(self, work: Callable[["SqlTransaction"], Answer]) -> Answer:
@@ -177,17 +178,23 @@ class SqlStore:
 
     @contextmanager
     def lease(self, request_id: int, lane: Lane, *, kept: Lease | None = None) -> Iterator["SqlTaken | None"]:
+        names = _LANES[lane]
         with self._database.write() as connection:
-            now = self._database.now(connection)
-            which = {"request_id": request_id, "kept_fence": kept.fence if kept is not None else None}
-            times = {"due_by": now + TIMER_SLACK, "now": now, "until": now + LEASE}
-            row = connection.execute(_TAKE_LEASE[lane], {**which, **times}).mappings().one_or_none()
-            if row is None:
+            locked = self._database.lock(connection, _REQUEST_LOCKED, request_id=request_id)
+            if locked is None or not _may_take(*locked, names, kept):
                 yield None
                 return
-            lease = Lease(request_id=request_id, lane=lane, fence=row[_LANES[lane].fence])
-            request = _from_row(row, _select_decisions(connection, request_id))
-            yield SqlTaken(lease=lease, request=request, transaction=lambda: self._chained(connection, request))
+            row, now = locked
+            lease = Lease(request_id=request_id, lane=lane, fence=row[names.fence] + 1)
+            values: dict[str, Any] = {names.leased_until: now + LEASE, names.fence: lease.fence}
+            request = _from_row({**row, **values}, _select_decisions(connection, request_id))
+            yield SqlTaken(
+                lease=lease,
+                request=request,
+                transaction=lambda: self._chained(connection, request, with_first=values),
+            )
+            if values:
+                connection.execute(_BY_ID, {**values, "request_id": request_id})
 
     def release(self, lease: Lease, *, due_in_s: float | None, seen_revision: int) -> float | None:
         names = _LANES[lease.lane]
@@ -389,7 +396,10 @@ class SqlTransaction:
         *,
         request: CancelRequest | None,
         now: datetime,
+        with_first: dict[str, Any] | None = None,
     ) -> None:
+        """`with_first` are values that go with the first change of the request's row; it is empty after that."""
+        self._with_first = {} if with_first is None else with_first
         self._connection = connection
         self._chain = chain
         self._request = request
@@ -615,8 +625,10 @@ class SqlTransaction:
         """Write the changes by a statement that is guarded; raises Overtaken where the guard holds no more."""
         request = self._present()
         guarded = {"guarded_id": request.id, "guarded_revision": request.revision}
-        if self._connection.execute(statement, {**_to_sql(changes), **guarded}).rowcount != 1:
+        values = {**self._with_first, **_to_sql(changes)}
+        if self._connection.execute(statement, {**values, **guarded}).rowcount != 1:
             raise Overtaken(f"request {request.id} has moved on")
+        self._with_first.clear()
         known = {name: value for name, value in changes.items() if name in CancelRequest.__dataclass_fields__}
         self._request = replace(request, **known, revision=request.revision + is_revised)
         return self._request
@@ -671,16 +683,12 @@ def _is_due(table: Table, names: _LaneColumns, due_by: str) -> ColumnElement[boo
     return and_(table.c[names.due] <= bindparam(due_by), or_(leased_until.is_(None), leased_until <= bindparam("now")))
 
 
-def _take_lease(names: _LaneColumns) -> ReturningUpdate[Any]:
-    """Of a request that is due and nobody's, or whose lease has the fence `kept_fence`."""
-    table = cancel_requests
-    is_kept = and_(table.c[names.due] <= bindparam("due_by"), table.c[names.fence] == bindparam("kept_fence"))
-    return (
-        update(table)
-        .where(table.c.id == bindparam("request_id"), or_(_is_due(table, names, "due_by"), is_kept))
-        .values({names.leased_until: bindparam("until"), names.fence: table.c[names.fence] + 1})
-        .returning(*table.c)
-    )
+def _may_take(row: RowMapping, now: datetime, names: _LaneColumns, kept: Lease | None) -> bool:
+    """Whether something is due in a lane that is nobody's, or that nobody has taken since the kept lease."""
+    due, leased_until = row[names.due], row[names.leased_until]
+    is_due = due is not None and due <= now + TIMER_SLACK
+    is_nobodys = leased_until is None or leased_until <= now
+    return is_due and (is_nobodys or (kept is not None and kept.fence == row[names.fence]))
 
 
 def _leased(names: _LaneColumns) -> Select[Any]:
@@ -693,7 +701,6 @@ def _leased(names: _LaneColumns) -> Select[Any]:
 
 _BY_ID: Final = update(cancel_requests).where(cancel_requests.c.id == bindparam("request_id"))
 _LEASED: Final = {lane: _leased(names) for lane, names in _LANES.items()}
-_TAKE_LEASE: Final = {lane: _take_lease(names) for lane, names in _LANES.items()}
 _TAKE_NOTICE: Final = (
     update(notices)
     .where(notices.c.id == bindparam("notice_id"), _is_due(notices, _LANES[Lane.EXCHANGE], "due_by"))
@@ -871,7 +878,7 @@ _SAME_NAME: Final = tuple(
 )
 
 
-def _from_row(row: RowMapping, made: tuple[Decision, ...]) -> CancelRequest:
+def _from_row(row: Mapping[Any, Any], made: tuple[Decision, ...]) -> CancelRequest:
     plain = {name: row[name] for name in _SAME_NAME}
     return CancelRequest(
         **plain,

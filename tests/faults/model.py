@@ -468,9 +468,14 @@ class WatchedStore(SqlStore):
     def transaction(self, request_id: int | None = None, *, lease: Lease | None = None) -> Iterator[SqlTransaction]:
         with self._acting(lease=lease), super().transaction(request_id, lease=lease) as tx:
             yield tx
-            if tx.request is not None:
-                written = _select_request(tx._connection, tx.request.id)
-                assert written == tx.request, f"what is written is {written}, not {tx.request}"
+
+    @contextmanager
+    def _chained(self, *of: Any, **more: Any) -> Iterator[SqlTransaction]:
+        with super()._chained(*of, **more) as tx:
+            yield tx
+        if tx.request is not None:
+            written = _select_request(tx._connection, tx.request.id)
+            assert written == tx.request, f"what is written is {written}, not {tx.request}"
 
     @contextmanager
     def lease(self, request_id: int, lane: Lane, *, kept: Lease | None = None) -> Iterator[SqlTaken | None]:

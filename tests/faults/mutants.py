@@ -111,8 +111,8 @@ MUTANTS: Final = (
     Mutant(
         name="no lease",
         file=STORE,
-        right='or_(leased_until.is_(None), leased_until <= bindparam("now"))',
-        wrong="or_(leased_until.is_(None), leased_until.is_not(None))",
+        right="is_nobodys = leased_until is None or leased_until <= now",
+        wrong="is_nobodys = leased_until is None or leased_until is not None",
         tests="tests/test_store.py tests/test_workflow.py -k 'not postgresql'",
     ),
     Mutant(
