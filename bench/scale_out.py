@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from statistics import median
 
+import psutil
 from stage import Stage
 from table import Row, at_least, times
 
@@ -16,6 +17,7 @@ CONNECTIONS = 16
 def rows(here: Stage) -> Iterator[Row]:
     replicas = REPLICAS[: here.sizes.some(len(REPLICAS), quick=2)]
     rates: dict[int, list[float]] = {count: [] for count in replicas}
+    busy: dict[int, list[float]] = {count: [] for count in replicas}
     with ExitStack() as stack:
         deployed: dict[int, tuple[str, list[BotProcess]]] = {}
         for count in replicas:
@@ -26,7 +28,9 @@ def rows(here: Stage) -> Iterator[Row]:
             for count, (url, bots) in deployed.items():
                 here.rest(url)
                 clicked = here.denials(here.insert_pending(url, here.sizes.some(320, quick=32)))
+                psutil.cpu_percent()
                 answers = here.send([bot.port for bot in bots], clicked.requests, connections=CONNECTIONS)
+                busy[count].append(psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1))
                 decided = here.check_denials(url, clicked, answers)
                 rates[count].append(decided / max(answer.at_s for answer in answers))
                 here.rest(url)
@@ -38,8 +42,8 @@ def rows(here: Stage) -> Iterator[Row]:
         must = count == 2
         yield Row(
             name=f"decided requests, {count} replicas on PostgreSQL",
-            baseline=f"{one:.0f}/s",
-            figure=f"{median(rates[count]):.0f}/s",
+            baseline=f"{one:.0f}/s, {median(busy[1]):.1f} cores busy",
+            figure=f"{median(rates[count]):.0f}/s, {median(busy[count]):.1f} cores busy",
             ratio=times(ratio),
             must="≥ 1.5 x" if must else "-",
             aim="near-linear",

@@ -357,7 +357,7 @@ def test_no_audit_no_change(store: SqlStore, by_hand: Database) -> None:
 def test_without_a_head_nothing_is_done(store: SqlStore, by_hand: Database) -> None:
     """An audit that cannot be continued stops the bot rather than starting a second chain."""
     execute(by_hand, "DELETE FROM audit_head")
-    with pytest.raises(NothingDone, match="NoResultFound"):
+    with pytest.raises(NothingDone, match="the audit has no head"):
         create(store)
 
 
