@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import click
 from rich.table import Table
 
+from bot.domain.visible import visible
 from bot.terminal import (
     FOUND_SOMETHING_WRONG,
     audit_settings,
@@ -27,7 +28,6 @@ from bot.terminal import (
     out,
     progress_shown,
     ready_database,
-    visible,
 )
 
 if TYPE_CHECKING:

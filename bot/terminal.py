@@ -1,10 +1,8 @@
 """What the commands of the terminal share: settings, an opened database, progress, and how they speak and fail."""
 
-import json
 import os
 import pwd
 import sys
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,12 +110,3 @@ def progress_shown(done: str) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
         yield lambda events: progress.update(task, completed=events)
-
-
-_INVISIBLE: Final = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
-"""Unicode's categories of what a terminal obeys instead of showing it, and of what turns the line around."""
-
-
-def visible(text: str) -> str:
-    """Text that others chose, as a terminal may have it: control characters in JSON's notation."""
-    return "".join(json.dumps(char)[1:-1] if unicodedata.category(char) in _INVISIBLE else char for char in text)

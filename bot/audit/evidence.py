@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bot.audit import verify_evidence
-from bot.audit.evidence_page import Facts, render, visible
+from bot.audit.evidence_page import Facts, render
 from bot.audit.signing import Signer, is_signed
 from bot.audit.whole_file import beside, refuse_unwritable
 from bot.database.checkpoints import Checkpoints
@@ -29,6 +29,7 @@ from bot.database.store import SqlStore
 from bot.domain.audit import Action, Actor, Json, chain_hash, timestamp
 from bot.domain.checkpoint import SignedCheckpoint
 from bot.domain.errors import AuditBroken
+from bot.domain.visible import visible
 
 FORMAT: Final = "upbit-cancel-bot evidence 1"
 MAX_SHOWN: Final = 200

@@ -4,8 +4,6 @@ The page is made of stored events alone, so it says nothing that events.jsonl do
 wrote is escaped by the template engine, and characters that a reader would not see are written out.
 """
 
-import json
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -31,6 +29,7 @@ from bot.audit.telling import (
 )
 from bot.domain.audit import Action
 from bot.domain.checkpoint import SignedCheckpoint
+from bot.domain.visible import visible_lines
 
 LONGEST_SHOWN: Final = 4000
 """Characters of one value; events.jsonl has the rest."""
@@ -124,22 +123,13 @@ def _members(group: Mapping[str, Any]) -> str:
     return f"{listed}, and others: {text_of(count)} in all" if count != len(members) else listed or "nobody"
 
 
-_INVISIBLE: Final = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
-"""Unicode's categories of what is obeyed, or not seen, instead of read; also what turns a line around."""
-
-
-def visible(text: str) -> str:
-    """The text with such characters in JSON's notation, so that it stays JSON where it was."""
-    return "".join(json.dumps(char)[1:-1] if unicodedata.category(char) in _INVISIBLE else char for char in text)
-
-
 def _shown(value: object) -> object:
     """What the template puts on the page in place of a value."""
     if isinstance(value, Markup):
         return value
     text = text_of(value)
     cut = f"{text[:LONGEST_SHOWN]} … (cut; events.jsonl has all of it)" if len(text) > LONGEST_SHOWN else text
-    return "\n".join(map(visible, cut.split("\n")))
+    return visible_lines(cut)
 
 
 def _pages() -> Environment:

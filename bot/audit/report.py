@@ -1,6 +1,5 @@
 """The monthly report: the month's events counted, and one page made of it that needs nothing else to be read."""
 
-import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +22,7 @@ from bot.database.verification import Verification, verify
 from bot.domain.audit import Action, Actor, Json
 from bot.domain.cancel_request import State
 from bot.domain.errors import NothingDone
+from bot.domain.visible import visible_lines
 from bot.domain.witness import Witness
 
 MEANINGS: Final[Mapping[str, str]] = {
@@ -186,21 +186,9 @@ def _template() -> Any:
 # How things are written
 
 
-_INVISIBLE: Final = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
-"""Unicode's categories of what nobody sees, and of what turns the line around."""
-
-
 def _shown(value: object) -> object:
     """A text that others chose, with what cannot be seen in it written out."""
-    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
-        return value
-    return "".join(_written(char) for char in value)
-
-
-def _written(char: str) -> str:
-    if char == "\n" or unicodedata.category(char) not in _INVISIBLE:
-        return char
-    return f"\\u{ord(char):04x}"
+    return visible_lines(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _number(count: int) -> str:

@@ -1,6 +1,6 @@
 """One request's whole story as lines of text, for who has never seen Slack's side. Pure.
 
-What people and the exchange wrote is told as it is: `bot.terminal.visible` makes a line safe for a terminal.
+What people and the exchange wrote is told as it is: `bot.domain.visible` makes a line safe for a terminal.
 """
 
 import re

@@ -47,9 +47,8 @@ class Checkpoints:
         """
         verified = self._verified(start, progress)
         with self._database.write() as connection:
-            return self._keep(
-                connection, Chain(self._database, connection), sign, verified, actor=actor, is_to_post=is_to_post
-            )
+            chain = Chain(self._database, connection)
+            return self._keep(connection, chain, sign, verified, actor=actor, is_to_post=is_to_post)
 
     def make_if_day_is_over(
         self,

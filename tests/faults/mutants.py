@@ -70,6 +70,27 @@ MUTANTS: Final = (
         tests="tests/test_workflow.py -k 'not postgresql'",
     ),
     Mutant(
+        name="sent although its announcement is in doubt",
+        file=WORKFLOW,
+        right="                self._keep(taken.lease)\n            raise\n        self._kept.pop",
+        wrong="                self._keep(taken.lease)\n        self._kept.pop",
+        tests="tests/test_workflow.py -k 'not postgresql'",
+    ),
+    Mutant(
+        name="the time told before the lock is held",
+        file="bot/database/engine.py",
+        right='    locked = query.cte("locked")\n    return select(locked, ',
+        wrong="    return query.add_columns(",
+        tests="tests/test_engine.py -k 'clock or lock'",
+    ),
+    Mutant(
+        name="a lease that is not written",
+        file=STORE,
+        right="            if values:\n                connection.execute(_BY_ID",
+        wrong="            if not values:\n                connection.execute(_BY_ID",
+        tests="tests/test_store.py tests/test_workflow.py -k 'not postgresql'",
+    ),
+    Mutant(
         name="no look before a conclusion",
         file=WORKFLOW,
         right="                case Accepted(order=order):\n                    moved = tx.move(\n"
