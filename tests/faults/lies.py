@@ -404,13 +404,16 @@ class Stage:
     def _let_be_lied_to(self, each: Round, cases: Sequence[Case]) -> None:
         """Until everything has been; where the bot holds back its calls, until something has been."""
         enough = 1 if each.lie.brakes else len(cases)
-        told = False
+        told = self._in_a_hurry(lambda: len(self._lied_to(each, cases)) >= enough)
+        self._expect(told, f"{each}: only {sorted(self._lied_to(each, cases))} of {cases} were lied to")
+
+    def _in_a_hurry(self, look: Callable[[], bool]) -> bool:
+        """Whether it comes to that, with what waits made due."""
         for _ in range(round(LIED_TO_WITHIN_S / TURN_S)):
             hurry(self.here)
-            told = self.here.until(lambda: len(self._lied_to(each, cases)) >= enough, timeout_s=TURN_S)
-            if told:
-                break
-        self._expect(told, f"{each}: only {sorted(self._lied_to(each, cases))} of {cases} were lied to")
+            if self.here.until(look, timeout_s=TURN_S):
+                return True
+        return False
 
     def _let_happen(self, cases: Sequence[Case]) -> None:
         for case in cases:
@@ -462,6 +465,10 @@ class Stage:
             seen = len(here.exchange.requests)
             hurry(here)
             here.until(lambda: len(here.exchange.requests) > seen, timeout_s=TURN_S)
+            # Whose answer was lost with the process asks again, and must be lied to again.
+            final = [case for case in cases if case.when is State.REQUESTED and case.is_final]
+            is_refused = not final or self._in_a_hurry(lambda: self._are_all(final, State.REFUSED))
+            self._expect(is_refused, f"{each}: {self._states(final)}, though they were refused")
 
     def _tell_truth(self, each: Round) -> None:
         since = list(self.here.exchange.requests)[self._lied_since :]
