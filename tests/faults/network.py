@@ -58,6 +58,9 @@ WEATHERS_OF_CALLS: Final = {
     "nothing comes through": Weather(silent_share=1.0),
 }
 
+ENOUGH_TO_JUDGE: Final = 12
+"""Of fewer requests in one weather, none may come through by chance."""
+
 A_FEW: Final = ("30 % resets", CUTS, FAIR_WEATHER, TRICKLE)
 """The weathers of a small experiment."""
 SMALL: Final = 0.1
@@ -190,14 +193,25 @@ def _play(ground: Ground, figures: Figures) -> tuple[float, int]:
             # One after the other: migrations know no threads.
             here = stack.enter_context(stand(replace(ground, seed=ground.seed + number), network=proxy))
             stages.append(Stage(name, here, proxy, random.Random(ground.seed + number)))
+        count = ground.some(REQUESTS, at_least=4)
         with ThreadPoolExecutor(len(stages)) as pool:
-            list(pool.map(lambda stage: stage.play(ground.some(REQUESTS, at_least=4)), stages))
+            list(pool.map(lambda stage: stage.play(count), stages))
+        came_through = sum(stage.came_through for stage in stages)
+        figures.expect(
+            _is_enough(came_through, of=count * len(stages)),
+            f"only {came_through} of {count * len(stages)} requests came through",
+        )
         for stage in stages:
             judge(stage.here, figures)
             stage.judge_calls()
             figures.faults += stage.proxy.struck
             figures.faulty += stage.faulty
         return max(stage.longest_s for stage in stages), sum(stage.ended_early for stage in stages)
+
+
+def _is_enough(came_through: int, *, of: int) -> bool:
+    """So much comes through in any weather, if there is enough of it."""
+    return came_through * 4 >= of
 
 
 class Stage:
@@ -210,6 +224,7 @@ class Stage:
         self.faulty: list[str] = []
         self.longest_s = 0.0
         self.ended_early = 0
+        self.came_through = 0
         self._rng = rng
 
     def play(self, count: int) -> None:
@@ -229,9 +244,9 @@ class Stage:
             hurry(here)
             if here.drain(timeout_s=TURN_S):
                 break
-        done = len(here.ids_in(State.CANCELED, State.FILLED))
-        if done * 4 < count:
-            self.faulty.append(f"in weather {self.weather!r} only {done} of {count} requests came through")
+        self.came_through = len(here.ids_in(State.CANCELED, State.FILLED))
+        if count >= ENOUGH_TO_JUDGE and not _is_enough(self.came_through, of=count):
+            self.faulty.append(f"in weather {self.weather!r} only {self.came_through} of {count} requests came through")
         self.faulty += [f"the bot complains: {line}" for line in here.complaints()]
 
     def _ask_and_approve(self, count: int) -> None:
