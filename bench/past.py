@@ -157,14 +157,15 @@ def _growth(here: Stage, few: _Past, many: _Past) -> Iterator[Row]:
         "a refresh and a round of what is due": ([], []),
     }
     with here.bot(few.url) as bot_of_few, here.bot(many.url) as bot_of_many:
-        for number in range(here.sizes.some(5, quick=1) + 1):
+        for number in range(here.sizes.some(10, quick=1) + 1):
             for side, (past, bot) in enumerate(((few, bot_of_few), (many, bot_of_many))):
-                measured = _seconds_of_each(here, past, bot, count=here.sizes.some(40, quick=5))
+                measured = _seconds_of_each(here, past, bot, count=here.sizes.some(20, quick=5))
                 if number or here.sizes.is_quick:  # the first one opens the files
                     for name, seconds in measured.items():
-                        took[name][side].extend(seconds)
+                        took[name][side].append(median(seconds))
     for name, (of_few, of_many) in took.items():
-        ratio = median(of_many) / median(of_few)
+        # Of each turn, since the machine's speed changes from one to the next.
+        ratio = median(after_many / after_few for after_few, after_many in zip(of_few, of_many, strict=True))
         yield Row(
             name=f"{name} after {many.requests:,} requests, p50",
             baseline=f"{ms(median(of_few))} after {few.requests:,}",
