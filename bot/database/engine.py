@@ -176,7 +176,6 @@ def _sqlite_engine(url: str, *, read_only: bool) -> Engine:
         hide_parameters=True,
         pool_size=POOL_SIZE,
         max_overflow=0,
-        pool_use_lifo=True,
         pool_timeout=POOL_TIMEOUT_S,
         connect_args={"check_same_thread": False, "timeout": STATEMENT_TIMEOUT_MS / 1000},
     )
@@ -209,7 +208,6 @@ def _postgresql_engine(url: str) -> Engine:
         hide_parameters=True,
         pool_size=POOL_SIZE,
         max_overflow=0,
-        pool_use_lifo=True,
         pool_timeout=POOL_TIMEOUT_S,
         isolation_level="READ COMMITTED",
         connect_args={
